@@ -235,9 +235,7 @@ def leaves(component: Any, only_identity: bool = False, path: str = "") -> Itera
             yield f"{where}.{NAME}", _name_of(field.metadata["table"], type(value))
         if "table" in field.metadata or "part" in field.metadata:
             yield from leaves(value, only_identity, where)
-        elif not only_identity:
-            yield where, value
-        elif field.metadata["identity"] and value != field.metadata["neutral"]:
+        elif not only_identity or (field.metadata["identity"] and value != field.metadata["neutral"]):
             yield where, value
 
 

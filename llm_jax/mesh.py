@@ -9,6 +9,8 @@ al. 2020, arXiv 1910.02054). This is the only file that knows axis types and dev
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Iterable
@@ -86,20 +88,20 @@ class Layout:
         return math.prod(self.mesh.shape[name] for name in names)
 
 
-def start(config: MeshConfig, rows: int) -> None:
-    """Sets device flags. Call before anything asks jax for a device; afterwards it has no effect.
+def start(config: MeshConfig, rows: int) -> MeshConfig:
+    """Sets device flags and gives the config with ``cpu_devices`` chosen.
 
+    Call before anything asks jax for a device; later it has no effect on the devices.
     rows: the number of rows of one forward pass, which the CPU devices must be able to share.
     """
     count = config.cpu_devices or default_cpu_devices(rows)
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # jax is already running: a notebook, or the tests
-        return
     if count > 1:
         flags = os.environ.get("XLA_FLAGS", "")
         if "xla_cpu_multi_thread_eigen" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    with contextlib.suppress(RuntimeError):  # jax is already running: a notebook, or the tests
+        jax.config.update("jax_num_cpu_devices", count)
+    return dataclasses.replace(config, cpu_devices=count)
 
 
 def default_cpu_devices(rows: int) -> int:

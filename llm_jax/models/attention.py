@@ -41,7 +41,7 @@ class KVCache(NamedTuple):
     v: jax.Array
 
 
-def attend(q_blhk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, layout: Layout):
+def attend(q_blhk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, layout: Layout) -> jax.Array:
     """softmax(q k / sqrt(head_dim)) v, scores and softmax in float32 (Vaswani et al. 2017).
 
     h is a multiple of g: query heads share key-value heads (GQA, Ainslie et al. 2023). A query that
@@ -63,9 +63,7 @@ def attend(q_blhk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, 
     s_bgrlm = jnp.where(allowed_b11lm, s_bgrlm / math.sqrt(k), jnp.finfo(jnp.float32).min)
     p_bgrlm = jax.nn.softmax(s_bgrlm, axis=-1).astype(v_bmgk.dtype)
     o_blgrk = jnp.einsum("bgrlm,bmgk->blgrk", p_bgrlm, v_bmgk, out_sharding=grouped)
-    return jnp.reshape(
-        o_blgrk, (b, l, h, k), out_sharding=layout.spec("batch", None, "heads", None)
-    )
+    return jnp.reshape(o_blgrk, (b, l, h, k), out_sharding=layout.spec("batch", None, "heads", None))
 
 
 class Attention(nn.Module):
@@ -104,7 +102,5 @@ class Attention(nn.Module):
             v_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.v, v_bmgk, cache_index, axis=1)
             cache = KVCache(k_bmgk, v_bmgk)
         o_blhk = attend(q_blhk, k_bmgk, v_bmgk, mask, layout)
-        y_bld = jnp.einsum(
-            "blhk,hkd->bld", o_blhk, wo, out_sharding=layout.spec("batch", None, None)
-        )
+        y_bld = jnp.einsum("blhk,hkd->bld", o_blhk, wo, out_sharding=layout.spec("batch", None, None))
         return y_bld, cache

@@ -143,9 +143,10 @@ class Transformer(nn.Module):
         this call's tokens stand at ``cache_index`` of its rows (one segment a row).
         """
         c, layout = self.config, self.layout
-        x_bld = self._embed(self.embedding, tokens, "vocab")
+        key = key if c.dropout else None
+        x_bld = self._embed(self.embedding, tokens)
         if c.positions == "learnt":
-            x_bld = x_bld + self._embed(self.position_embedding, positions, None)
+            x_bld = x_bld + self._embed(self.position_embedding, positions)
         if key is not None:
             key, embedding_key = jax.random.split(key)
             x_bld = layers.dropout(x_bld, c.dropout, embedding_key)
@@ -154,9 +155,7 @@ class Transformer(nn.Module):
 
         def apply_block(x_bld: jax.Array, layer: tuple) -> tuple[jax.Array, KVCache | None]:
             params, key, cache = layer
-            return block.apply(
-                {"params": params}, x_bld, positions, mask, key, cache, cache_index
-            )
+            return block.apply({"params": params}, x_bld, positions, mask, key, cache, cache_index)
 
         keys = None if key is None else jax.random.split(key, c.num_layers)
         x_bld = layout.shard(x_bld, "batch", None, None)
@@ -177,13 +176,11 @@ class Transformer(nn.Module):
         real = jnp.arange(c.padded_vocab) < c.vocab_size
         return jnp.where(real, scores, -1e30) if c.padded_vocab > c.vocab_size else scores
 
-    def _embed(self, table: jax.Array, ids_bl: jax.Array, axis: str | None) -> jax.Array:
+    def _embed(self, table: jax.Array, ids_bl: jax.Array) -> jax.Array:
         w = self.layout.shard(table.astype(self.config.dtype), None, None)
         return w.at[ids_bl].get(out_sharding=self.layout.spec("batch", None, None))
 
-    def _mask(
-        self, segments: jax.Array, cache: KVCache | None, cache_index: jax.Array | int
-    ) -> Mask:
+    def _mask(self, segments: jax.Array, cache: KVCache | None, cache_index: jax.Array | int) -> Mask:
         batch, length = segments.shape
         index = jnp.broadcast_to(jnp.arange(length), segments.shape)
         if cache is None:

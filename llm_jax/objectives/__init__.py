@@ -1,0 +1,1 @@
+"""Objectives: rows of tokens to a Batch, hidden states to losses."""

@@ -80,9 +80,7 @@ def recipe_of(config: DataConfig, tokenizer_config: Any) -> dict[str, Any]:
     }
 
 
-def _same_text(
-    header: dict[str, Any], recipe: dict[str, Any], config: DataConfig, directory: Path
-) -> None:
+def _same_text(header: dict[str, Any], recipe: dict[str, Any], config: DataConfig, directory: Path) -> None:
     """Raises UserError unless the set was made by this recipe from this text.
 
     The same paths are taken at their word: a run's text is what it was when the run began.

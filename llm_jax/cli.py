@@ -1,0 +1,55 @@
+"""What every entry point shares: a config file, dotted overrides, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from llm_jax.errors import UserError
+
+PREFIX = "--config."
+
+
+def main(function: Callable[[], None]) -> None:
+    """Runs an entry point. A UserError becomes one line on stderr and exit code 2."""
+    try:
+        function()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Flags, and the overrides ``--config.KEY=VALUE`` (or ``--config.KEY VALUE``) as {key: value}."""
+    rest, overrides = [], {}
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument.startswith(PREFIX):
+            key, equals, value = argument.removeprefix(PREFIX).partition("=")
+            overrides[key] = value if equals else next(arguments, "")
+        else:
+            rest.append(argument)
+    return parser.parse_args(rest), overrides
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """The config of ``configs/NAME.py`` or ``configs/NAME.py:ARGUMENT``, from its ``get_config(arg)``."""
+    path, _, argument = spec.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: no such file; the shipped ones are in configs/")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path} has no function get_config(arg='')")
+    return module.get_config(argument) if argument else module.get_config()

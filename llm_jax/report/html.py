@@ -1,0 +1,120 @@
+"""A run as one self-contained HTML page: no script, no file beside it, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from llm_jax import config as configs
+from llm_jax import storage
+from llm_jax.report import reader, svg
+from llm_jax.report.svg import Series
+from llm_jax.training.experiment import Experiment
+from llm_jax.training.rundir import RunDirectory
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#0f172a;max-width:1360px;margin:2rem auto;padding:0 1.5rem}
+h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}.sub{color:#64748b;margin:0 0 1rem}
+.cards{display:flex;flex-wrap:wrap;gap:.75rem}.card{background:#f1f5f9;border-radius:8px;padding:.6rem 1rem}
+.card b{display:block;font-size:1.3rem}.card span{color:#64748b;font-size:.85rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(480px,1fr));gap:1rem}
+svg{width:100%;border:1px solid #e2e8f0;border-radius:8px;background:#fff}
+svg text{font-size:11px;fill:#475569}svg text.title{font-size:13px;font-weight:600;fill:#0f172a}
+svg .grid{stroke:#e2e8f0}svg polyline{fill:none;stroke-width:1.6}
+pre{background:#f8fafc;border:1px solid #e2e8f0;border-radius:8px;padding:1rem;white-space:pre-wrap}
+table{border-collapse:collapse;font-size:.9rem}td{padding:.15rem 1rem .15rem 0;vertical-align:top}
+td:first-child{color:#64748b}
+"""
+
+
+def write(workdir: str | Path) -> Path:
+    """Writes ``report.html`` into the run directory and gives its path."""
+    path = RunDirectory(Path(workdir)).report
+    storage.write_text(path, page(reader.read(workdir)))
+    return path
+
+
+def page(run: reader.Run) -> str:
+    """The page of one run."""
+    title = f"llm_jax run {run.path.name}"
+    sections = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="sub">fingerprint {run.config["fingerprint"]}, data {run.config["data"][:16]}</p>',
+        f'<div class="cards">{cards(run)}</div>',
+        f'<h2>Curves</h2><div class="charts">{charts(run)}</div>',
+        f"<h2>Samples</h2><pre>{escape(run.samples) or 'none yet'}</pre>",
+        "<h2>Config</h2><p>What differs from the defaults; config.json has all of it.</p>",
+        table(changed(run.config["config"])),
+        f"<h2>Environment</h2>{table(flatten(run.environment))}",
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(sections)}</body></html>\n"
+
+
+def cards(run: reader.Run) -> str:
+    """The numbers to see first."""
+    _, losses = run.series("evaluation", "loss")
+    _, accuracies = run.series("evaluation", "accuracy")
+    _, speeds = run.series("train", "time.tokens_per_second")
+    steps, _ = run.series("train", "loss")
+    numbers = {
+        "validation loss": f"{losses[-1]:.4f}" if losses else "-",
+        "best validation loss": f"{min(losses):.4f}" if losses else "-",
+        "accuracy": f"{accuracies[-1]:.3f}" if accuracies else "-",
+        "steps": f"{steps[-1]:,} of {run.config['config']['steps']:,}" if steps else "-",
+        "median tokens/s": f"{sorted(speeds)[len(speeds) // 2]:,.0f}" if speeds else "-",
+    }
+    return "".join(
+        f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>'
+        for name, value in numbers.items()
+    )
+
+
+def charts(run: reader.Run) -> str:
+    """Losses, speed, norms and the learning rate over steps."""
+
+    def one(kind: str, name: str, shown: str, marked: bool = False) -> Series:
+        return Series(shown, *run.series(kind, name), marked)
+
+    drawn = [
+        svg.chart(
+            "loss, nats a token",
+            [one("train", "loss", "training"), one("evaluation", "loss", "validation", marked=True)],
+        ),
+        svg.chart("accuracy on validation", [one("evaluation", "accuracy", "accuracy", marked=True)]),
+        svg.chart("tokens a second", [one("train", "time.tokens_per_second", "tokens/s")]),
+        svg.chart("learning rate", [one("train", "learning_rate", "rate")]),
+        svg.chart("gradient norm before clipping", [one("train", "grad_norm", "gradients")]),
+        svg.chart("parameter norm", [one("train", "param_norm", "parameters")]),
+        svg.chart("update norm", [one("train", "update_norm", "updates")]),
+        svg.chart(
+            "model FLOPs utilisation",
+            [one("train", "time.mfu", "full"), one("train", "time.mfu_causal", "causal")],
+        ),
+    ]
+    return "".join(drawn)
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a stored config that differ from the defaults."""
+    default = flatten(configs.to_dict(Experiment()))
+    return {key: value for key, value in flatten(config).items() if default.get(key) != value}
+
+
+def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings as {dotted key: value}; tuples as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            flat |= flatten(value, where)
+        else:
+            flat[where] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def table(values: Mapping[str, Any]) -> str:
+    rows = (f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in values.items())
+    return f"<table>{''.join(rows)}</table>"

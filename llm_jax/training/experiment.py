@@ -1,0 +1,246 @@
+"""The schema of an experiment: every section of a config, and what must hold between them.
+
+A config file is ``get_config(arg="") -> ConfigDict``, built from ``default_config`` and edited.
+``resolve`` turns it, once, into frozen dataclasses and checks all that can be checked before a device
+is touched; below it nothing sees a ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from llm_jax import config as configs
+from llm_jax.config import choice, identity, part, runtime
+from llm_jax.data.packing import PACKINGS
+from llm_jax.errors import UserError
+from llm_jax.mesh import MeshConfig
+from llm_jax.models.layers import NORMS
+from llm_jax.models.mlp import MLPS
+from llm_jax.models.transformer import POSITIONS, ModelConfig
+from llm_jax.objectives.clm import CLM
+from llm_jax.objectives.mlm import MLM
+from llm_jax.text import corpora
+from llm_jax.text.prepare import VALIDATION, DataConfig
+from llm_jax.text.tokenizers import TOKENIZERS, SentencePieceConfig
+from llm_jax.training.optimizers import OPTIMIZERS, AdamW
+from llm_jax.training.schedules import SCHEDULES, WarmupCosine
+
+OBJECTIVES = {"clm": CLM, "mlm": MLM}
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """every: steps between evaluations, 0 = only at the end; batches: of the validation split, 0 = all;
+    batch_size: 0 = rows of a micro-batch."""
+
+    every: int = runtime(0)
+    batches: int = runtime(0)
+    batch_size: int = runtime(0)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every: steps between checkpoints, 0 = only at the end; keep: how many are kept."""
+
+    every: int = runtime(0)
+    keep: int = runtime(2)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What is written to samples.txt at the end: ``count`` continuations of ``prompt``, ``tokens`` long.
+    For an encoder the prompt holds blanks, written <mask>."""
+
+    prompt: str = runtime("")
+    count: int = runtime(2)
+    tokens: int = runtime(100)
+    temperature: float = runtime(0.8)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything about a run. accumulation: micro-batches of a step; steps_per_dispatch: steps that the
+    device makes without the host; cadences are multiples of it. expected_loss: the range in which the
+    final validation loss should fall, printed beside it; () = unknown."""
+
+    seed: int = identity(0)
+    steps: int = identity(100)
+    global_batch_size: int = identity(8)
+    accumulation: int = runtime(1)
+    steps_per_dispatch: int = runtime(1)
+    expected_loss: tuple[float, ...] = runtime(())
+    data: DataConfig = part(DataConfig)
+    tokenizer: Any = choice(TOKENIZERS, "char")
+    model: ModelConfig = part(ModelConfig)
+    objective: Any = choice(OBJECTIVES, "clm")
+    optimizer: AdamW = choice(OPTIMIZERS, "adamw")
+    schedule: WarmupCosine = choice(SCHEDULES, "cosine")
+    mesh: MeshConfig = part(MeshConfig)
+    evaluation: EvaluationConfig = part(EvaluationConfig)
+    checkpoint: CheckpointConfig = part(CheckpointConfig)
+    samples: SampleConfig = part(SampleConfig)
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one forward pass, over all devices."""
+        return self.global_batch_size // self.accumulation
+
+    @property
+    def evaluation_rows(self) -> int:
+        return self.evaluation.batch_size or self.micro_batch
+
+
+def default_config(**components: str) -> ml_collections.ConfigDict:
+    """The default config, locked; components picks others by name: ``objective="mlm"``."""
+    config = configs.to_config_dict(Experiment())
+    names = {f"{section}.{configs.NAME}": name for section, name in components.items()}
+    return configs.override(Experiment, config, names)
+
+
+def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A copy with dotted keys changed; strings are read as the type of the field."""
+    return configs.override(Experiment, config, changes)
+
+
+def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
+    """The checked Experiment of a config. Raises UserError with what is wrong, where, and the mend."""
+    experiment = configs.from_dict(Experiment, config)
+    check_values(experiment)
+    check_model(experiment)
+    check_cadences(experiment)
+    if not experiment.data.shards:
+        for source in experiment.data.text:
+            if source not in corpora.EMBEDDED:
+                corpora.find(source)
+    return experiment
+
+
+def complete(experiment: Experiment, vocab_size: int) -> Experiment:
+    """The experiment with what the data decide: vocabulary and length of the position table."""
+    model = experiment.model
+    wanted = model.vocab_size or vocab_size
+    if wanted < vocab_size:
+        raise UserError(
+            f"config.model.vocab_size={wanted} is smaller than the tokenizer's {vocab_size}; "
+            "raise it, or leave it 0 to take the tokenizer's"
+        )
+    length = model.max_length or experiment.data.sequence_length
+    model = dataclasses.replace(model, vocab_size=wanted, max_length=length)
+    return dataclasses.replace(experiment, model=model)
+
+
+# ---- checks ---------------------------------------------------------------------------------
+
+
+def check_values(e: Experiment) -> None:
+    """Single values: positive sizes, known names, shares between 0 and 1."""
+    positive = ("steps", "global_batch_size", "accumulation", "steps_per_dispatch")
+    sections = {
+        "data": ("sequence_length",),
+        "model": ("num_layers", "model_dim", "num_heads"),
+        "checkpoint": ("keep",),
+    }
+    keys = [*positive, *(f"{s}.{key}" for s, keys in sections.items() for key in keys)]
+    values = dict(configs.leaves(e))
+    for key in keys:
+        if values[key] < 1:
+            raise UserError(f"config.{key} must be at least 1, not {values[key]}")
+    names = {
+        "data.validation": VALIDATION,
+        "data.rows": PACKINGS,
+        "model.positions": POSITIONS,
+        "model.norm": NORMS,
+        "model.activation": MLPS,
+        "model.dtype": ("auto", "float32", "bfloat16"),
+    }
+    for key, known in names.items():
+        if values[key] not in known:
+            raise UserError(f"config.{key} is {values[key]!r}; choose one of {', '.join(known)}")
+    shares = [k for k in values if k.endswith(("_fraction", "_rate", "_share", "dropout"))]
+    for key in shares:
+        if key != "optimizer.learning_rate" and not 0.0 <= values[key] <= 1.0:
+            raise UserError(f"config.{key} must lie between 0 and 1, not {values[key]}")
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key} is {value}; give a finite number")
+
+
+def check_model(e: Experiment) -> None:
+    """Shapes that must divide, and the model against the objective and the tokenizer."""
+    m = e.model
+    if not m.head_dim and m.model_dim % m.num_heads:
+        raise UserError(
+            f"config.model.model_dim={m.model_dim} is not divisible by num_heads={m.num_heads}; "
+            "change one, or set head_dim"
+        )
+    if m.num_heads % m.kv_heads:
+        raise UserError(f"config.model.num_heads={m.num_heads} is not divisible by num_kv_heads={m.kv_heads}")
+    if m.positions == "rotary" and m.head_size % 2:
+        raise UserError(f"config.model: rotary positions need an even head_dim, not {m.head_size}")
+    if m.positions == "learnt" and 0 < m.max_length < e.data.sequence_length:
+        raise UserError(
+            f"config.model.max_length={m.max_length} is less than "
+            f"data.sequence_length={e.data.sequence_length}"
+        )
+    if m.causal != e.objective.causal:
+        name = next(n for n, o in OBJECTIVES.items() if isinstance(e.objective, o))
+        raise UserError(f"config.model.causal={m.causal}: {name} needs {e.objective.causal}")
+    if isinstance(e.tokenizer, SentencePieceConfig) and 0 < m.vocab_size < e.tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size={m.vocab_size} is smaller than "
+            f"tokenizer.vocab_size={e.tokenizer.vocab_size}; raise it, or leave it 0"
+        )
+
+
+def check_cadences(e: Experiment) -> None:
+    """Batches that divide, and cadences that fall between dispatches."""
+    if e.global_batch_size % e.accumulation:
+        raise UserError(
+            f"config.global_batch_size={e.global_batch_size} is not divisible by "
+            f"accumulation={e.accumulation}"
+        )
+    cadences = {
+        "steps": e.steps,
+        "evaluation.every": e.evaluation.every,
+        "checkpoint.every": e.checkpoint.every,
+    }
+    for key, value in cadences.items():
+        if value % e.steps_per_dispatch:
+            raise UserError(
+                f"config.{key}={value} is not a multiple of "
+                f"steps_per_dispatch={e.steps_per_dispatch}; change one"
+            )
+
+
+def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
+    """What the mesh cuts must divide. sizes: {mesh axis: size}. Names parameter and axis."""
+    m = e.model
+    batch = sizes["data"] * sizes["fsdp"]
+    for key, rows in (
+        ("global_batch_size / accumulation", e.micro_batch),
+        ("evaluation.batch_size", e.evaluation_rows),
+    ):
+        if rows % batch:
+            raise UserError(
+                f"config.{key} = {rows} rows cannot be shared by data x fsdp = {batch} devices; "
+                "change the batch or the mesh"
+            )
+    cuts = (
+        ("model_dim", "blocks/*/*, embed", m.model_dim, "fsdp"),
+        ("num_heads", "blocks/attention/query, heads", m.num_heads, "tensor"),
+        ("num_kv_heads", "blocks/attention/key, kv_heads", m.kv_heads, "tensor"),
+        ("mlp_dim", "blocks/mlp/in, mlp", m.mlp_size, "tensor"),
+        ("vocab_size (padded)", "embedding, vocab", m.padded_vocab, "tensor"),
+    )
+    for key, where, size, axis in cuts:
+        if size % sizes[axis]:
+            raise UserError(
+                f"config.model.{key}={size} is not divisible by mesh.{axis}={sizes[axis]} "
+                f"(parameter {where}); change one"
+            )

@@ -1,0 +1,95 @@
+"""Metrics: one append-only file an attempt, and one reader that tells a run's single story.
+
+``metrics/0001.jsonl`` belongs to the first start of a run, ``0002.jsonl`` to the next. Every line has
+``attempt``, ``kind`` (start, train, evaluation, end) and ``step``; values that come from a wall clock
+stand apart under ``time``, so that two runs of one config differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_jax.errors import UserError
+
+Record = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends records to a new segment. A start says at which step the attempt goes on."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.attempt = 1 + max((int(path.stem) for path in segments(directory)), default=0)
+        self._path = directory / f"{self.attempt:04d}.jsonl"
+        self._file = self._path.open("x", encoding="utf-8")
+        self.write("start", step)
+
+    def write(
+        self,
+        kind: str,
+        step: int,
+        values: Mapping[str, float] | None = None,
+        time: Mapping[str, float] | None = None,
+    ) -> None:
+        """One line, handed to the operating system at once, so that a killed run has lost none."""
+        record = {"attempt": self.attempt, "kind": kind, "step": step, **_plain(values or {})}
+        if time:
+            record["time"] = _plain(time)
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """To the disk: what a checkpoint relies on must not be lost when the machine is."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: what is not finite is written as null."""
+    return {key: float(v) if math.isfinite(v) else None for key, v in values.items()}
+
+
+def segments(directory: Path) -> list[Path]:
+    return sorted(directory.glob("[0-9]*.jsonl"))
+
+
+def read(directory: Path) -> list[Record]:
+    """The story of a run: of every step the latest attempt's records, in order.
+
+    An attempt that went on from step s replaces all that earlier ones wrote after s. Raises UserError
+    for a broken line, unless it is the last of its segment, which a kill may have cut.
+    """
+    story: list[Record] = []
+    for path in segments(directory):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if number == len(lines):
+                    break
+                raise UserError(f"{path}, line {number} is not JSON; the file is damaged") from None
+            if record["kind"] == "start":
+                story = [kept for kept in story if kept["step"] <= record["step"]]
+            story.append(record)
+    return story
+
+
+def without_time(story: list[Record]) -> list[Record]:
+    """What two runs of one config have in common, however often either was stopped."""
+    hidden = ("time", "attempt")
+    return [
+        {key: value for key, value in record.items() if key not in hidden}
+        for record in story
+        if record["kind"] not in ("start", "end")
+    ]

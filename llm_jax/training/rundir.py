@@ -1,0 +1,129 @@
+"""The run directory: what is in it, whose it is, and what may change when a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax import config as configs
+from llm_jax import storage
+from llm_jax.errors import UserError
+from llm_jax.training.experiment import Experiment, resolve
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run. Opening it creates it, or raises UserError for a directory that is not a run."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        run = cls(Path(path).expanduser())
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"--workdir={path} is a file; name a directory")
+        known = (run.config, run.data, run.path / f".{run.data.name}.")
+        if run.path.is_dir() and not run.config.exists():
+            for entry in run.path.iterdir():
+                if not any(str(entry).startswith(str(mine)) for mine in known):
+                    raise UserError(
+                        f"--workdir={path} is not a run directory (it holds {entry.name}); name a new "
+                        "or empty one"
+                    )
+        storage.make_directory(run.path)
+        return run
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def stored(self) -> Experiment | None:
+        """The experiment of an earlier start, or None. Raises UserError when it cannot be read."""
+        if not self.config.exists():
+            return None
+        try:
+            return resolve(json.loads(self.config.read_text())["config"])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{self.config} is corrupt ({error}); restore it from a copy") from None
+
+    def data_of(self, experiment: Experiment) -> Path:
+        """The shard set that the run reads."""
+        return Path(experiment.data.shards) if experiment.data.shards else self.data
+
+    def write_config(self, experiment: Experiment, data: str) -> None:
+        """config.json and environment.json of a new run, or of one that goes on with other choices."""
+        content = {
+            "fingerprint": configs.fingerprint(experiment, data=data),
+            "data": data,
+            "config": configs.to_dict(experiment),
+        }
+        storage.write_text(self.config, configs.dumps(content, indent=1) + "\n")
+        storage.write_text(self.path / "environment.json", configs.dumps(environment(), indent=1) + "\n")
+
+    def check_data(self, data: str) -> None:
+        """Raises UserError when the run's tokens are not the ones that it began with."""
+        if self.config.exists() and json.loads(self.config.read_text())["data"] != data:
+            raise UserError(f"the tokens of {self.path} have changed since it began; restore them")
+
+
+def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experiment:
+    """The experiment to go on with: ``new``, with what was chosen at the first start where it leaves
+    the choice open. Raises UserError, naming the keys, when it is another experiment.
+    """
+    if old is None:
+        return new
+    model, mesh = new.model, new.mesh
+    if model.dtype == "auto":
+        model = dataclasses.replace(model, dtype=old.model.dtype)
+    if mesh.cpu_devices == 0:
+        mesh = dataclasses.replace(mesh, cpu_devices=old.mesh.cpu_devices)
+    changed = configs.differences(old, new, only_identity=True)
+    if extend and new.steps > old.steps:
+        changed.pop("steps", None)
+    if changed:
+        listed = ", ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items())
+        hint = "; --extend allows more steps" if set(changed) == {"steps"} else ""
+        raise UserError(f"--workdir holds another experiment ({listed}); use another --workdir{hint}")
+    return dataclasses.replace(new, model=model, mesh=mesh)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and devices; asks jax, so call it after the mesh is made."""
+    device = jax.devices()[0]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": {"kind": device.device_kind, "count": jax.device_count()},
+        "processes": jax.process_count(),
+    }

@@ -1,0 +1,75 @@
+"""What a model writes, as text: continuations of a prompt, or its blanks filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llm_jax.errors import UserError
+from llm_jax.inference.generate import fill_blanks, generate
+from llm_jax.inference.sampling import Sampling
+from llm_jax.text.tokenizers import BOS, MASK, MASK_TEXT, Tokenizer
+from llm_jax.training.experiment import SampleConfig
+from llm_jax.training.program import Program
+
+
+def sample_text(program: Program, params: Any) -> str:
+    """What the model writes after ``samples.prompt``, or where it has blanks, as text."""
+    config = program.experiment.samples
+    if program.experiment.model.causal:
+        return continuations(program, params, config, Sampling(config.temperature))
+    return filled(program, params, config.prompt, best=3)
+
+
+def continuations(
+    program: Program, params: Any, config: SampleConfig, sampling: Sampling, seed: int = 0
+) -> str:
+    """``config.count`` continuations, one under the other."""
+    e = program.experiment
+    if MASK_TEXT in config.prompt:
+        raise UserError(f"the prompt has {MASK_TEXT}, but this model is a decoder and only writes on")
+    prompt = encode_prompt(program.tokenizer, config.prompt, e.data.markers)
+    if len(prompt) == 0:
+        prompt = encode_prompt(program.tokenizer, "\n", e.data.markers)
+    out = generate(
+        program.model,
+        params,
+        prompt,
+        tokens=config.tokens,
+        count=config.count,
+        length=e.data.sequence_length,
+        seed=seed,
+        sampling=sampling,
+    )
+    texts = [config.prompt + program.tokenizer.decode(ids) for ids in out]
+    return "\n".join(f"--- sample {i} ---\n{text}" for i, text in enumerate(texts, 1)) + "\n"
+
+
+def filled(program: Program, params: Any, prompt: str, best: int) -> str:
+    """The prompt with its blanks filled, and the ``best`` guesses for each."""
+    ids = encode_prompt(program.tokenizer, prompt, program.experiment.data.markers)
+    blanks = np.flatnonzero(ids == MASK)
+    length = program.experiment.data.sequence_length
+    if len(blanks) == 0:
+        raise UserError(f"the prompt {prompt!r} has no blank; write {MASK_TEXT} where to fill in")
+    if len(ids) > length:
+        raise UserError(f"the prompt has {len(ids)} tokens; this model reads {length}")
+    guesses, probabilities = fill_blanks(program.model, params, ids, best)
+    whole = ids.copy()
+    whole[blanks] = guesses[:, 0]
+    lines = [prompt, program.tokenizer.decode(whole)]
+    for number, (row, shares) in enumerate(zip(guesses, probabilities, strict=True), 1):
+        listed = ", ".join(
+            f"{program.tokenizer.decode([i])!r} {share:.2f}" for i, share in zip(row, shares, strict=True)
+        )
+        lines.append(f"blank {number}: {listed}")
+    return "\n".join(lines) + "\n"
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, markers: bool) -> np.ndarray:
+    """int32 ids of a prompt in which <mask> stands for a blank, after BOS if documents have markers."""
+    pieces: list[np.ndarray] = [np.array([BOS] if markers else [], np.int32)]
+    for i, part in enumerate(prompt.split(MASK_TEXT)):
+        pieces += [np.array([MASK], np.int32)] * (i > 0) + [tokenizer.encode(part)]
+    return np.concatenate(pieces).astype(np.int32)

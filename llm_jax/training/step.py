@@ -1,0 +1,91 @@
+"""The training step: a pure function (state, batch) -> (state, metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax.data.batch import Batch
+from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.cross_entropy import PredictsTokens
+from llm_jax.training.optimizers import Optimizer
+from llm_jax.training.state import State
+
+Metrics = dict[str, jax.Array]
+
+
+def make_step(
+    model: Transformer, objective: PredictsTokens, optimizer: Optimizer, seed: int
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """One update. The batch has leaves [accumulation, rows, length]; metrics are float32 scalars.
+
+    Losses are sums over the whole batch divided by weights summed over the whole batch, so that the
+    number of micro-batches and of devices never changes the mean. A step whose loss or gradient is not
+    finite changes nothing but the step count.
+    """
+    losses = make_losses(model, objective)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        weights = objective.weights(batch)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
+            means = losses(params, micro, weights, jax.random.fold_in(key, index))
+            return sum(means[name] * c for name, c in objective.coefficients.items()), means
+
+        def accumulate(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            (_, means), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *micro)
+            return jax.tree.map(jnp.add, total, (means, grads)), None
+
+        count = batch.inputs.shape[0]
+        zeros = (
+            {name: jnp.zeros(()) for name in weights},
+            jax.tree.map(jnp.zeros_like, state.params),
+        )
+        (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
+
+        updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
+        grad_norm = optax.global_norm(grads)
+        applied = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
+        new = State(state.step, optax.apply_updates(state.params, updates), opt_state)
+        # where, not a product with 0: 0 x NaN is NaN.
+        new = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
+        metrics = means | {
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(new.params),
+            "update_norm": optax.global_norm(updates),
+            "learning_rate": optimizer.learning_rate(state.opt_state),
+            "target_tokens": weights["loss"],
+            "skipped": 1.0 - applied,
+        }
+        return new.replace(step=state.step + 1), metrics
+
+    return step
+
+
+def make_losses(model: Transformer, objective: PredictsTokens) -> Callable[..., Metrics]:
+    """(params, batch [rows, length], weights, dropout key) -> {name: sum / weight}.
+
+    A weight of 0, a batch with nothing to predict, gives 0 and a gradient of 0.
+    """
+
+    def losses(params: Any, batch: Batch, weights: Metrics, key: jax.Array | None) -> Metrics:
+        variables = {"params": params}
+        hidden, _ = model.apply(variables, batch.inputs, batch.positions, batch.segments, key=key)
+        sums = objective.sums(lambda h: model.apply(variables, h, method="logits"), hidden, batch)
+        return {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
+
+    return losses
+
+
+def make_steps(step: Callable[[State, Batch], tuple[State, Metrics]]) -> Callable:
+    """Several steps in one dispatch: leaves [steps, accumulation, rows, length], metrics [steps]."""
+
+    def steps(state: State, batches: Batch) -> tuple[State, Metrics]:
+        return jax.lax.scan(step, state, batches)
+
+    return steps

@@ -1,0 +1,51 @@
+"""Trains a language model, or goes on training one: the same command resumes.
+
+  python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python scripts/train.py --config=configs/tiny_clm.py --workdir=runs/mine \\
+      --config.data.text=my_text/ --config.optimizer.learning_rate=3e-4
+
+Any key of a config can be set with --config.KEY=VALUE; --print-config shows them all.
+The run directory then holds config.json, metrics/, checkpoints/, samples.txt and report.html.
+"""
+
+import argparse
+from pathlib import Path
+
+from llm_jax import cli
+from llm_jax import config as configs
+from llm_jax.report import html
+from llm_jax.training import experiment, loop
+from llm_jax.training.rundir import RunDirectory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a file with get_config(), or FILE:ARGUMENT")
+    parser.add_argument("--workdir", help="the run's directory: a new one, or one to go on with")
+    parser.add_argument("--extend", action="store_true", help="allow more steps than the run began with")
+    parser.add_argument("--print-config", action="store_true", help="print every key and stop")
+    args, overrides = cli.parse(parser)
+    config = experiment.override(cli.load_config(args.config), overrides)
+    resolved = experiment.resolve(config)
+    if args.print_config:
+        for key, value in configs.leaves(resolved):
+            print(f"--config.{key}={value}")
+        return
+    if not args.workdir:
+        parser.error("--workdir is required")
+    result = loop.run(resolved, args.workdir, args.extend)
+    run = RunDirectory(Path(args.workdir))
+    print(run.samples.read_text())
+    expected = ""
+    if resolved.expected_loss:
+        low, high = resolved.expected_loss
+        within = "as expected" if low <= result["loss"] <= high else "OUTSIDE what is expected"
+        expected = f" ({within}: {low:.2f} to {high:.2f})"
+    print(f"validation loss {result['loss']:.4f} nats a token{expected}")
+    print(f"report: {html.write(args.workdir)}")
+
+
+if __name__ == "__main__":
+    cli.main(main)
