@@ -103,7 +103,7 @@ def _build(schema: type, values: Mapping[str, Any], path: str, root: tuple[type,
         field = fields[key]
         if "table" in field.metadata:
             component = _pick(field.metadata["table"], value, where)
-            rest = {k: v for k, v in value.items() if k != NAME}
+            rest = {k: v for k, v in value.items() if k != NAME} if isinstance(value, Mapping) else value
             kwargs[key] = _build(component, rest, where, root)
         elif "part" in field.metadata:
             kwargs[key] = _build(field.metadata["part"], value, where, root)
@@ -114,7 +114,7 @@ def _build(schema: type, values: Mapping[str, Any], path: str, root: tuple[type,
 
 def _pick(table: Mapping[str, type], value: Any, path: str) -> type:
     name = value.get(NAME) if isinstance(value, Mapping) else value
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise UserError(f"config.{path}.{NAME} is {name!r}; choose one of {', '.join(table)}")
     return table[name]
 
@@ -197,17 +197,21 @@ def _parse(hint: Any, text: str, path: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         raise _wrong_type(hint, text, path) from None
 
 
 def _unknown_key(key: str, schema: type, values: Mapping[str, Any]) -> UserError:
     known = [path for path, _ in leaves(_lenient(schema, values))]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong section
-        ends = {path.rpartition(".")[2]: path for path in known}
-        last = difflib.get_close_matches(key.rpartition(".")[2], list(ends), n=1, cutoff=0.6)
-        close = [ends[name] for name in last]
+    ends = {path.rpartition(".")[2]: path for path in known}
+    leaf = key.rpartition(".")[2]
+    same = [path for path in known if path.rpartition(".")[2] == leaf]
+    pool = known if "." in key else [*known, *_fields(schema)]
+    close = (
+        difflib.get_close_matches(key, same, n=1, cutoff=0.0)  # the right name in the wrong section
+        or difflib.get_close_matches(key, pool, n=1, cutoff=0.6)
+        or [ends[name] for name in difflib.get_close_matches(leaf, list(ends), n=1, cutoff=0.6)]
+    )
     meant = f"did you mean config.{close[0]}?" if close else "see --print-config for the keys"
     return UserError(f"config.{key} is not a key of this config; {meant}")
 

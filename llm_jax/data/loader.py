@@ -65,8 +65,12 @@ class TrainBatches:
             return
         source = _HostDispatches(self, start, stop)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-        for host in grain.MapDataset.source(source).to_iter_dataset(options):
-            yield to_devices(host.parts, self.shape, self.sharding)
+        dispatches = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        try:
+            for host in dispatches:
+                yield to_devices(host.parts, self.shape, self.sharding)
+        finally:
+            dispatches.close()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from llm_jax.text import shards
 
 
 class TokenSource:
-    """Memory-mapped tokens and document ends. Each block is checked when first touched.
+    """The tokens and document ends of a split. Each block is checked when first touched.
 
     tokens: length of the stream; ends: int64 [documents], exclusive. Raises UserError, naming the
     file, for one that is missing, cut short or changed.
@@ -23,76 +24,87 @@ class TokenSource:
     def __init__(self, directory: Path, split: str) -> None:
         header = shards.read_header(directory)
         entry = header["splits"][split]
-        self._directory, self._entry = directory, entry
-        self._dtype = np.dtype(entry["dtype"])
         self.tokens: int = entry["tokens"]
         self.text_bytes: int = entry["text_bytes"]
-        self.vocab_size: int = header["vocab_size"]
-        self.content_id: str = shards.content_id(header)
-        self.ends = self._small("ends", "<i8")
-        crcs = self._small("crc", "<u4")
-        self._maps: list[np.ndarray] = []
-        self._crcs: list[np.ndarray] = []
-        self._checked: list[np.ndarray] = []
+        self.ends = _small(directory, entry["ends"], "<i8")
+        crcs, dtype = _small(directory, entry["crc"], "<u4"), np.dtype(entry["dtype"])
+        self._files: list[_TokenFile] = []
         for file in entry["files"]:
-            tokens = self._map(file)
-            count = -(-tokens.nbytes // shards.BLOCK_BYTES)
-            self._maps.append(tokens)
-            self._crcs.append(crcs[:count])
-            self._checked.append(np.zeros(count, bool))
-            crcs = crcs[count:]
-        self._starts = np.cumsum([0, *(len(tokens) for tokens in self._maps)])
+            opened = _TokenFile(directory / file["file"], file["tokens"], dtype, crcs)
+            crcs = crcs[opened.blocks :]
+            self._files.append(opened)
+        self._starts = np.cumsum([0, *(file.tokens for file in self._files)])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of the stream."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         parts = []
-        for i in range(first, len(self._maps)):
-            a, b = max(start - self._starts[i], 0), stop - self._starts[i]
-            if b <= 0:
+        for file, begin in zip(self._files[first:], self._starts[first:], strict=False):
+            if stop <= begin:
                 break
-            parts.append(self._read_file(i, int(a), int(min(b, len(self._maps[i])))))
+            parts.append(file.read(max(start - int(begin), 0), min(stop - int(begin), file.tokens)))
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.int32)])
 
     def check_all(self) -> None:
-        """Reads every block, as ``read`` does at first touch."""
-        for i, tokens in enumerate(self._maps):
-            self._check(i, 0, len(tokens))
+        """Checks every block, as ``read`` does at first touch."""
+        for file in self._files:
+            file.check(0, file.tokens)
 
-    def _read_file(self, i: int, start: int, stop: int) -> np.ndarray:
-        self._check(i, start, stop)
-        return self._maps[i][start:stop].astype(np.int32)
 
-    def _check(self, i: int, start: int, stop: int) -> None:
-        size = shards.BLOCK_BYTES // self._dtype.itemsize
-        for block in range(start // size, -(-stop // size)):
-            if self._checked[i][block]:
-                continue
-            data = self._maps[i][block * size : (block + 1) * size]
-            if zlib.crc32(data.tobytes()) != self._crcs[i][block]:
-                path = self._directory / self._entry["files"][i]["file"]
-                raise UserError(
-                    f"{path} is corrupt in bytes {block * shards.BLOCK_BYTES:,} to "
-                    f"{block * shards.BLOCK_BYTES + data.nbytes:,}; delete {self._directory} to "
-                    "prepare it again"
-                )
-            self._checked[i][block] = True
+class _TokenFile:
+    """One file of tokens with its checksums.
 
-    def _small(self, kind: str, dtype: str) -> np.ndarray:
-        path = self._directory / self._entry[kind]["file"]
+    Read by pread, not through a memory map: a file that is cut short or a disk that fails while a run
+    reads it gives an error with a name, where a map would end the process with a bus error.
+    """
+
+    def __init__(self, path: Path, tokens: int, dtype: np.dtype, crcs: np.ndarray) -> None:
+        self._path, self.tokens, self._dtype = path, tokens, dtype
+        self._size = tokens * dtype.itemsize
+        self.blocks = -(-self._size // shards.BLOCK_BYTES)
+        self._crcs = crcs[: self.blocks]
+        self._checked = np.zeros(self.blocks, bool)
         if not path.exists():
-            raise UserError(f"{path} is missing; delete {self._directory} to prepare it again")
-        if storage.content_hash(path) != self._entry[kind]["sha256"]:
-            raise UserError(f"{path} is corrupt; delete {self._directory} to prepare it again")
-        return np.fromfile(path, dtype)
+            raise _damaged(path, "is missing")
+        self._file = path.open("rb", buffering=0)
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self._size:
+            raise _damaged(path, f"has {size:,} bytes, not {self._size:,}")
 
-    def _map(self, file: dict[str, Any]) -> np.ndarray:
-        path = self._directory / file["file"]
-        expected = file["tokens"] * self._dtype.itemsize
-        size = path.stat().st_size if path.exists() else None
-        if size != expected:
-            found = "is missing" if size is None else f"has {size:,} bytes, not {expected:,}"
-            raise UserError(f"{path} {found}; delete {self._directory} to prepare it again")
-        if expected == 0:
-            return np.empty(0, self._dtype)
-        return np.memmap(path, self._dtype, mode="r")
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """int32 tokens [start, stop) of the file."""
+        self.check(start, stop)
+        data = self._bytes(start * self._dtype.itemsize, stop * self._dtype.itemsize)
+        return np.frombuffer(data, self._dtype).astype(np.int32)
+
+    def check(self, start: int, stop: int) -> None:
+        """Raises UserError when a block that holds one of these tokens has another checksum."""
+        first = start * self._dtype.itemsize // shards.BLOCK_BYTES
+        last = -(-stop * self._dtype.itemsize // shards.BLOCK_BYTES)
+        for block in range(first, last):
+            if self._checked[block]:
+                continue
+            begin = block * shards.BLOCK_BYTES
+            end = min(begin + shards.BLOCK_BYTES, self._size)
+            if zlib.crc32(self._bytes(begin, end)) != self._crcs[block]:
+                raise _damaged(self._path, f"is corrupt in bytes {begin:,} to {end:,}")
+            self._checked[block] = True
+
+    def _bytes(self, begin: int, end: int) -> bytes:
+        data = os.pread(self._file.fileno(), end - begin, begin)
+        if len(data) != end - begin:
+            raise _damaged(self._path, f"was cut short before byte {end:,}")
+        return data
+
+
+def _small(directory: Path, entry: dict[str, Any], dtype: str) -> np.ndarray:
+    path = directory / entry["file"]
+    if not path.exists():
+        raise _damaged(path, "is missing")
+    if storage.content_hash(path) != entry["sha256"]:
+        raise _damaged(path, "is corrupt")
+    return np.fromfile(path, dtype)
+
+
+def _damaged(path: Path, how: str) -> UserError:
+    return UserError(f"{path} {how}; delete {path.parent} to prepare it again")

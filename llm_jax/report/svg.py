@@ -54,7 +54,7 @@ def chart(title: str, series: Sequence[Series], x_label: str = "step") -> str:
             for (x, y), value in zip(points, line.y, strict=True):
                 tip = f"<title>{value:.4f}</title>"
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}">{tip}</circle>')
-        text = f'<text x="{legend}" y="18" text-anchor="end" fill="{colour}">{escape(line.name)}</text>'
+        text = f'<text x="{legend}" y="18" text-anchor="end" style="fill:{colour}">{escape(line.name)}</text>'
         parts.append(text)
         legend -= 8 * len(line.name) + 12
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'

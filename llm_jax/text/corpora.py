@@ -35,14 +35,14 @@ def read(sources: Iterable[str]) -> Iterator[Document]:
     for source in sources:
         if source in EMBEDDED:
             yield from EMBEDDED[source]()
-        elif source.startswith("python:"):
-            raise UserError(f"data.text={source}: there are {' and '.join(EMBEDDED)}")
         else:
             yield from map(_read_file, find(source))
 
 
 def find(source: str) -> list[Path]:
     """The files behind a path or glob, sorted; hidden files are left out. Raises UserError if none."""
+    if source.startswith("python:"):
+        raise UserError(f"data.text={source}: there are {' and '.join(EMBEDDED)}")
     path = Path(source).expanduser()
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]

@@ -56,6 +56,8 @@ def prepare(
         header = shards.read_header(directory)
         _same_text(header, recipe, config, directory)
         return header
+    if directory.exists() and (directory.is_file() or any(directory.iterdir())):
+        raise UserError(f"{directory} holds something else than a whole shard set; delete it or use another")
     say(f"data: reading {', '.join(config.text)}")
     storage.make_directory(directory.parent)
     for leftover in directory.parent.glob(f".{directory.name}.*.tmp"):
@@ -88,7 +90,7 @@ def _same_text(header: dict[str, Any], recipe: dict[str, Any], config: DataConfi
     changed = [key for key in recipe if header["recipe"].get(key) != recipe[key]]
     if changed:
         raise UserError(
-            f"{directory} was prepared with another {changed[0]} ({header['recipe'][changed[0]]}, now "
+            f"{directory} was prepared with another {changed[0]} ({header['recipe'].get(changed[0])}, now "
             f"{recipe[changed[0]]}); use another directory"
         )
     if config.shards or header["text"] == list(config.text):

@@ -199,7 +199,11 @@ def check_model(e: Experiment) -> None:
 
 
 def check_cadences(e: Experiment) -> None:
-    """Batches that divide, and cadences that fall between dispatches."""
+    """Batches that divide, cadences that fall between dispatches, a warm-up that ends."""
+    if e.schedule.warmup_steps >= e.steps:
+        raise UserError(
+            f"config.schedule.warmup_steps={e.schedule.warmup_steps} must be less than steps={e.steps}"
+        )
     if e.global_batch_size % e.accumulation:
         raise UserError(
             f"config.global_batch_size={e.global_batch_size} is not divisible by "

@@ -49,15 +49,15 @@ def make_step(
         (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
 
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         applied = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
         new = State(state.step, optax.apply_updates(state.params, updates), opt_state)
         # where, not a product with 0: 0 x NaN is NaN.
         new = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
         metrics = means | {
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(new.params),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(new.params),
+            "update_norm": optax.tree.norm(updates),
             "learning_rate": optimizer.learning_rate(state.opt_state),
             "target_tokens": weights["loss"],
             "skipped": 1.0 - applied,

@@ -1,0 +1,136 @@
+"""Reading shards back, and every kind of damage to them."""
+
+import numpy as np
+import pytest
+
+from llm_jax.data.source import TokenSource
+from llm_jax.errors import UserError
+from llm_jax.text import shards, tokenizers
+
+LENGTHS = {"train": [5, 0, 14, 30, 1], "validation": [9, 4]}
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    monkeypatch.setattr(shards, "FILE_TOKENS", 20)
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 8)
+
+
+def write(directory, vocab_size=1000):
+    """A shard set with random documents; gives {split: its token stream}."""
+    rng, splits, streams = np.random.default_rng(0), {}, {}
+    tokenizer = tokenizers.CharTokenizer("ab")
+    tokenizers.save(tokenizer, directory / "tokenizer.json")
+    for split, lengths in LENGTHS.items():
+        writer = shards.SplitWriter(directory, split, vocab_size)
+        documents = [rng.integers(0, vocab_size, length) for length in lengths]
+        for document in documents:
+            writer.add(document, len(document))
+        splits[split], streams[split] = writer.finish(), np.concatenate(documents)
+    content = {"tokenizer": tokenizers.fingerprint(tokenizer), "vocab_size": vocab_size, "splits": splits}
+    shards.write_header(directory, content)
+    return streams
+
+
+def flip(path, byte, bit=0):
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def read_everything(directory):
+    tokenizers.load(directory / "tokenizer.json")
+    for split in LENGTHS:
+        TokenSource(directory, split).check_all()
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 100_000])
+def test_every_range_across_file_borders(tmp_path, vocab_size):
+    stream = write(tmp_path, vocab_size)["train"]
+    assert len(list(tmp_path.glob("train.*.tokens"))) == 3
+    source = TokenSource(tmp_path, "train")
+    assert source.tokens == len(stream) == 50 and source.vocab_size == vocab_size
+    assert source.ends.tolist() == [5, 5, 19, 49, 50]
+    for start in range(51):
+        for stop in range(start, 51):
+            got = source.read(start, stop)
+            assert got.dtype == np.int32
+            np.testing.assert_array_equal(got, stream[start:stop])
+
+
+def test_splits_are_apart_and_of_one_content(tmp_path):
+    streams = write(tmp_path)
+    sources = {split: TokenSource(tmp_path, split) for split in streams}
+    for split, source in sources.items():
+        np.testing.assert_array_equal(source.read(0, source.tokens), streams[split])
+    assert sources["train"].content_id == sources["validation"].content_id
+
+
+def test_every_flipped_byte_of_every_file_is_noticed(tmp_path):
+    """All of them, a bit each; the line ends of the two sealed files hold nothing."""
+    write(tmp_path)
+    read_everything(tmp_path)
+    tried = 0
+    for path in sorted(tmp_path.iterdir()):
+        good = path.read_bytes()
+        for byte in range(len(good) - path.name.endswith(".json")):
+            flip(path, byte, byte % 8)
+            with pytest.raises(UserError, match=path.name):
+                read_everything(tmp_path)
+            path.write_bytes(good)
+            tried += 1
+    read_everything(tmp_path)
+    assert tried > 1000
+
+
+def test_a_flipped_token_is_noticed_when_its_block_is_touched(tmp_path):
+    """... and before it is given out; other blocks stay readable."""
+    stream = write(tmp_path)["train"]
+    flip(tmp_path / "train.00001.tokens", 17)  # token 28, in the block of tokens 28 to 31
+    source = TokenSource(tmp_path, "train")
+    np.testing.assert_array_equal(source.read(0, 28), stream[:28])
+    np.testing.assert_array_equal(source.read(32, 50), stream[32:])
+    for start, stop in ((31, 32), (27, 29), (0, 50)):
+        for _ in range(2):  # a block found bad stays bad
+            with pytest.raises(UserError, match=r"train\.00001\.tokens is corrupt in bytes 16 to 24"):
+                source.read(start, stop)
+
+
+@pytest.mark.parametrize("name", ["train.00000.tokens", "train.00002.tokens", "validation.00000.tokens"])
+@pytest.mark.parametrize("change", [-20, -2, -1, 1, 2])
+def test_token_file_of_another_size_is_named(tmp_path, name, change):
+    write(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[:change] if change < 0 else data + bytes(change))
+    with pytest.raises(UserError, match=f"{name} has {max(0, len(data) + change)} bytes, not {len(data)}"):
+        TokenSource(tmp_path, name.split(".")[0])
+
+
+@pytest.mark.parametrize("name", ["train.ends", "train.crc"])
+@pytest.mark.parametrize("change", [-8, -4, -1, 8])
+def test_index_of_another_size_is_named(tmp_path, name, change):
+    write(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[:change] if change < 0 else data + bytes(change))
+    with pytest.raises(UserError, match=f"{name} is corrupt"):
+        TokenSource(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["header.json", "tokenizer.json", "train.ends", "train.crc", "train.00001.tokens"]
+)
+def test_missing_file_is_named(tmp_path, name):
+    write(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        read_everything(tmp_path)
+
+
+def test_swapped_token_files_are_noticed(tmp_path):
+    write(tmp_path)
+    first, second = tmp_path / "train.00000.tokens", tmp_path / "train.00001.tokens"
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+    with pytest.raises(UserError, match="train.00000.tokens is corrupt"):
+        TokenSource(tmp_path, "train").check_all()

@@ -1,0 +1,170 @@
+"""Properties of the model: who sees whom, and that how it is run changes nothing."""
+
+import dataclasses
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import DECODER, FAMILIES, LENGTH, VOCAB
+
+from llm_jax.models.transformer import Transformer, init_params
+
+TOLERANCE = {"rtol": 0, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def built():
+    layout = families.layout_of()
+    return {name: (layout, *families.make(config, layout)) for name, config in FAMILIES.items()}
+
+
+def hidden(layout, model, params, batch, key=None):
+    with jax.set_mesh(layout.mesh):
+        apply = jax.jit(
+            lambda p, b: model.apply({"params": p}, b.inputs, b.positions, b.segments, key=key)[0]
+        )
+        return apply(params, families.place(batch, layout))
+
+
+def influence(layout, model, params):
+    """bool [query, key]: does the hidden state at query have a gradient at the input of key?
+
+    Every place holds a token of its own, so the gradient of an embedding row is that of its place.
+    """
+    batch = families.batch(1)
+    batch.inputs[0] = np.arange(5, 5 + LENGTH)
+    direction = np.random.default_rng(0).normal(size=model.config.model_dim)
+
+    @jax.jit
+    def gradient(params, query):
+        def at_query(params):
+            x = model.apply({"params": params}, b.inputs, b.positions, b.segments)[0]
+            return jnp.sum(x * direction * (jnp.arange(LENGTH) == query)[:, None])
+
+        return jax.grad(at_query)(params)["embedding"]
+
+    with jax.set_mesh(layout.mesh):
+        b = families.place(batch, layout)
+        rows = [np.asarray(gradient(params, query))[batch.inputs[0]] for query in range(LENGTH)]
+    return np.abs(rows).max(axis=-1) > 0
+
+
+def test_decoder_sees_only_the_past(built):
+    seen = influence(*built["decoder"])
+    assert (seen == np.tril(np.ones((LENGTH, LENGTH), bool))).all()
+
+
+def test_encoder_sees_everything(built):
+    assert influence(*built["encoder"]).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_separate(built, family):
+    """Two documents in one row give what each gives in a row of its own."""
+    layout, model, params = built[family]
+    cut = 6
+    both = families.batch(1)
+    places = np.r_[np.arange(cut), np.arange(LENGTH - cut)].astype(np.int32)[None]
+    segments = np.r_[np.full(cut, 1), np.full(LENGTH - cut, 2)].astype(np.int32)[None]
+    packed = hidden(layout, model, params, both.replace(positions=places, segments=segments))[0]
+    for start, stop in ((0, cut), (cut, LENGTH)):
+        alone = families.batch(1)
+        alone.inputs[0, : stop - start] = both.inputs[0, start:stop]
+        alone.segments[0, stop - start :] = 0
+        alone.inputs[0, stop - start :] = 0
+        separate = hidden(layout, model, params, alone)[0]
+        np.testing.assert_allclose(packed[start:stop], separate[: stop - start], **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scan_loop_and_remat_agree(built, family):
+    layout, model, params = built[family]
+    batch = families.place(families.batch(), layout)
+
+    def value_and_grad(**changes):
+        other = Transformer(dataclasses.replace(model.config, **changes), layout)
+
+        def loss(p):
+            x, _ = other.apply({"params": p}, batch.inputs, batch.positions, batch.segments)
+            return jnp.mean(jnp.square(x)[..., ::3])
+
+        with jax.set_mesh(layout.mesh):
+            return jax.jit(jax.value_and_grad(loss))(params)
+
+    loop = value_and_grad(scan_layers=False, remat=False)
+    for changes in ({"scan_layers": True, "remat": False}, {"scan_layers": True, "remat": True}):
+        other = value_and_grad(**changes)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), loop, other)
+
+
+def test_remat_recomputes():
+    """The remat setting does something: the compiled step keeps less for the backward pass."""
+    layout = families.layout_of()
+    batch = families.place(families.batch(), layout)
+
+    def saved(remat):
+        config = dataclasses.replace(DECODER, num_layers=8, remat=remat)
+        model, params = families.make(config, layout)
+
+        def states(p):
+            return model.apply({"params": p}, batch.inputs, batch.positions, batch.segments)[0]
+
+        with jax.set_mesh(layout.mesh):
+            _, backward = jax.vjp(states, params)
+        return sum(x.size for x in jax.tree.leaves(backward))
+
+    assert saved(remat=True) < 0.5 * saved(remat=False)
+
+
+def test_dropout(built):
+    layout, model, params = built["decoder"]
+    wet = Transformer(dataclasses.replace(model.config, dropout=0.5), layout)
+    batch = families.batch()
+    dry = hidden(layout, model, params, batch)
+    np.testing.assert_array_equal(dry, hidden(layout, wet, params, batch))  # evaluation drops nothing
+    a = hidden(layout, wet, params, batch, jax.random.key(1))
+    np.testing.assert_array_equal(a, hidden(layout, wet, params, batch, jax.random.key(1)))
+    assert not np.allclose(a, hidden(layout, wet, params, batch, jax.random.key(2)))
+    assert not np.allclose(a, dry)
+
+
+def test_padded_vocabulary_is_out_of_reach(built):
+    layout, model, params = built["decoder"]
+    x = hidden(layout, model, params, families.batch())
+    with jax.set_mesh(layout.mesh):
+        logits = model.apply({"params": params}, x, method="logits")
+    assert logits.shape[-1] == 128 and logits.dtype == jnp.float32
+    assert (np.asarray(logits)[..., VOCAB:] <= -1e29).all()
+    assert (np.abs(np.asarray(logits)[..., :VOCAB]) < 1e3).all()
+
+
+def test_initial_parameters():
+    """The same on every mesh; of the stated spread; stored in shards."""
+    one = families.make(DECODER, families.layout_of())[1]
+    layout = families.layout_of(2, 2, 2)
+    eight = families.make(DECODER, layout)[1]
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+    w = eight["blocks"]["mlp"]["in"]
+    assert w.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+    assert w.addressable_shards[0].data.size * 4 == w.size
+    assert np.std(one["blocks"]["attention"]["query"]) == pytest.approx(32**-0.5, rel=0.05)
+    assert np.std(one["blocks"]["attention"]["out"]) == pytest.approx(32**-0.5 / 2, rel=0.05)
+
+
+def test_bfloat16_is_close(built):
+    layout, model, params = built["decoder"]
+    half = Transformer(dataclasses.replace(model.config, dtype="bfloat16"), layout)
+    x = hidden(layout, half, params, families.batch())
+    assert x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        x.astype(jnp.float32), hidden(layout, model, params, families.batch()), atol=0.1
+    )
+
+
+def test_init_params_needs_no_batch():
+    layout = families.layout_of(2, 2, 2)
+    with jax.set_mesh(layout.mesh):
+        shapes = jax.eval_shape(lambda key: init_params(Transformer(DECODER, layout), key), jax.random.key(0))
+    assert shapes["embedding"].shape == (128, 32)

@@ -1,0 +1,152 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.data.batch import Batch
+from llm_jax.mesh import MeshConfig, make_layout
+from llm_jax.objectives.cross_entropy import PredictsTokens, cross_entropy
+
+BATCH, LENGTH, DIM, VOCAB = 4, 12, 8, 20
+ONE = make_layout(MeshConfig(), jax.devices()[:1])
+EIGHT = make_layout(MeshConfig(2, 2, 2), jax.devices())
+LIMITS = {"whole": 1 << 26, "4 chunks": BATCH * VOCAB * 3, "one token": 1}
+
+
+def make_arrays(scale=1.0):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(BATCH, LENGTH, DIM)).astype(np.float32)
+    table = (scale * rng.normal(size=(VOCAB, DIM))).astype(np.float32)
+    targets = rng.integers(0, VOCAB, (BATCH, LENGTH)).astype(np.int32)
+    weights = (rng.random((BATCH, LENGTH)) * (rng.random((BATCH, LENGTH)) < 0.7)).astype(np.float32)
+    return hidden, table, targets, weights
+
+
+def reference(hidden, table, targets, weights):
+    """((loss, correct), gradients by hidden and table), in float64, by the definition."""
+    table = table.astype(np.float64)
+    logits = hidden @ table.T
+    log_p = logits - logits.max(-1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
+    one_hot = np.eye(VOCAB)[targets]
+    loss = -np.sum(weights * np.sum(log_p * one_hot, -1))
+    correct = np.sum(weights * (logits.argmax(-1) == targets))
+    slope = weights[..., None] * (np.exp(log_p) - one_hot)
+    return (loss, correct), (slope @ table, np.einsum("blv,bld->vd", slope, hidden))
+
+
+def make_loss(layout, max_logits):
+    """(hidden, table, targets, weights) -> (loss, right first guesses); the vocabulary lies on tensor."""
+
+    def loss(hidden, table, targets, weights):
+        def logits_fn(hidden):
+            out = layout.spec("batch", None, "vocab")
+            return jnp.einsum("bld,vd->blv", hidden, table, out_sharding=out)
+
+        return tuple(cross_entropy(logits_fn, hidden, targets, weights, max_logits))
+
+    return loss
+
+
+def place(layout, arrays):
+    axes = [("batch", None, None), ("vocab", None), ("batch", None), ("batch", None)]
+    return [jax.device_put(x, layout.named(*names)) for x, names in zip(arrays, axes, strict=True)]
+
+
+def run(layout, max_logits, arrays):
+    """((loss, correct), gradients by hidden and table)."""
+    with jax.set_mesh(layout.mesh):
+        step = jax.value_and_grad(make_loss(layout, max_logits), argnums=(0, 1), has_aux=True)
+        return jax.device_get(jax.jit(step)(*place(layout, arrays)))
+
+
+def assert_close(got, wanted, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, tolerance), got, wanted)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("layout", [ONE, EIGHT], ids=["1", "2x2x2"])
+def test_equals_the_definition(layout, limit):
+    """In value and gradient, in any number of chunks, with the vocabulary whole or cut."""
+    arrays = make_arrays()
+    assert_close(run(layout, LIMITS[limit], arrays), reference(*arrays))
+
+
+def test_chunked_equals_whole():
+    arrays = make_arrays()
+    whole = run(ONE, LIMITS["whole"], arrays)
+    for limit in (1, BATCH * VOCAB, BATCH * VOCAB * 5, BATCH * VOCAB * (LENGTH - 1)):
+        assert_close(run(ONE, limit, arrays), whole, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "limit, chunk",
+    [
+        (BATCH * LENGTH * VOCAB, 12),
+        (BATCH * LENGTH * VOCAB - 1, 6),
+        (BATCH * VOCAB * 5, 4),  # a divisor of the length
+        (BATCH * VOCAB, 1),
+        (1, 1),
+    ],
+)
+def test_no_more_logits_than_allowed(limit, chunk):
+    """Forward and backward: the longest piece of length for which logits appear anywhere."""
+    with jax.set_mesh(ONE.mesh):
+        step = jax.grad(make_loss(ONE, limit), argnums=(0, 1), has_aux=True)
+        text = str(jax.make_jaxpr(step)(*place(ONE, make_arrays())))
+    text = re.sub(r"@(\([^)]*\)|\w+)", "", text)  # shapes without their shardings
+    sizes = {int(size) for size in re.findall(rf"f32\[{BATCH},(\d+),{VOCAB}\]", text)}
+    assert sizes == {chunk}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_large_logits_stay_finite_and_right(limit):
+    """Logits of thousands, whose exponential no float32 holds."""
+    arrays = make_arrays(scale=500.0)
+    sums, grads = run(ONE, LIMITS[limit], arrays)
+    assert_close(sums, reference(*arrays)[0])
+    assert all(np.all(np.isfinite(grad)) for grad in grads)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_nothing_to_predict_is_zero_with_zero_gradient(limit):
+    hidden, table, targets, weights = make_arrays()
+    sums, grads = run(ONE, LIMITS[limit], (hidden, table, targets, 0 * weights))
+    assert sums == (0.0, 0.0)
+    assert all(not np.any(grad) for grad in grads)
+
+
+def test_weights_scale_each_token():
+    hidden, table, targets, weights = make_arrays()
+    total = run(ONE, LIMITS["whole"], (hidden, table, targets, weights))
+    parts = [weights * (np.arange(LENGTH) % 2 == i) for i in (0, 1)]
+    halves = [run(ONE, LIMITS["whole"], (hidden, table, targets, part)) for part in parts]
+    assert_close(jax.tree.map(np.add, *halves), total)
+
+
+def test_entries_that_pad_the_vocabulary_change_nothing():
+    hidden, table, targets, weights = make_arrays()
+
+    def loss(padding):
+        def logits_fn(hidden):
+            logits = jnp.einsum("bld,vd->blv", hidden, table)
+            return jnp.concatenate([logits, jnp.full((BATCH, LENGTH, padding), -1e30)], axis=-1)
+
+        return cross_entropy(logits_fn, hidden, targets, weights)
+
+    with jax.set_mesh(ONE.mesh):
+        assert jax.jit(loss, static_argnums=0)(0) == jax.jit(loss, static_argnums=0)(12)
+
+
+def test_objective_reports_sums_and_their_weights():
+    hidden, table, targets, weights = make_arrays()
+    (loss, correct), _ = reference(hidden, table, targets, weights)
+    batch = Batch(targets, targets, weights, targets, targets)
+    with jax.set_mesh(ONE.mesh):
+        sums = PredictsTokens().sums(lambda h: jnp.einsum("bld,vd->blv", h, table), hidden, batch)
+        totals = PredictsTokens().weights(batch)
+    assert_close(sums, {"loss": loss, "accuracy": correct})
+    assert_close(totals, {"loss": weights.sum(), "accuracy": weights.sum()})
+    assert set(PredictsTokens.coefficients) <= set(sums)

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+
+from llm_jax import storage
+from llm_jax.errors import UserError
+
+VALUE = {"name": "ünï", "numbers": [1, 2.5, None, True], "text": 'a "quoted"\nline'}
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_publish_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "file"
+    for data in (b"old", b"new", b""):
+        with storage.publish(path) as file:
+            file.write(data)
+        assert path.read_bytes() == data and names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_publish_is_atomic(tmp_path, old, error):
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises(error), storage.publish(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert (path.read_bytes() if path.exists() else None) == old
+        raise error
+    assert names(tmp_path) == ([] if old is None else ["file"])
+    assert old is None or path.read_bytes() == old
+
+
+def test_publish_on_a_full_disk(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(UserError, match=f"cannot write {path}: No space left"), storage.publish(path) as file:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
+
+
+def test_unwritable_place_is_named(tmp_path):
+    """Below a regular file not even root can write."""
+    blocker = tmp_path / "file"
+    blocker.write_text("x")
+    with pytest.raises(UserError, match=f"cannot write {blocker / 'below'}: Not a directory"):
+        storage.write_text(blocker / "below", "text")
+    for directory in (blocker, blocker / "below"):
+        with pytest.raises(UserError, match=f"cannot write to {directory}: "):
+            storage.make_directory(directory)
+
+
+def test_make_directory_leaves_no_trace(tmp_path):
+    for _ in range(2):
+        storage.make_directory(tmp_path / "a" / "b")
+    assert names(tmp_path / "a" / "b") == []
+
+
+def test_sealed_round_trip(tmp_path):
+    path = tmp_path / "sealed.json"
+    storage.write_sealed(path, VALUE)
+    assert storage.read_sealed(path) == VALUE
+    assert json.loads(json.loads(path.read_text())["content"]) == VALUE
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_sealed_notices_every_flipped_bit(tmp_path, bit):
+    path = tmp_path / "sealed.json"
+    storage.write_sealed(path, VALUE)
+    good = path.read_bytes()
+    for i in range(len(good) - 1):  # the last byte is the line end, which nothing reads
+        bad = bytearray(good)
+        bad[i] ^= 1 << bit
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match="sealed.json is corrupt"):
+            storage.read_sealed(path)
+
+
+def test_sealed_notices_a_cut_at_any_place(tmp_path):
+    path = tmp_path / "sealed.json"
+    storage.write_sealed(path, VALUE)
+    good = path.read_bytes()
+    for size in range(len(good) - 1):
+        path.write_bytes(good[:size])
+        with pytest.raises(UserError, match="sealed.json is corrupt"):
+            storage.read_sealed(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '{"sha256": 1}'])
+def test_sealed_refuses_other_json(tmp_path, text):
+    path = tmp_path / "sealed.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="sealed.json is corrupt"):
+        storage.read_sealed(path)
+
+
+def test_sealed_names_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="absent.json is missing"):
+        storage.read_sealed(tmp_path / "absent.json")
+
+
+def test_content_hash_covers_files_of_any_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "HASH_CHUNK", 4)
+    for text in ("", "abc", "abcd", "abcdefghi"):
+        (tmp_path / "file").write_text(text)
+        assert storage.content_hash(tmp_path / "file") == storage.text_hash(text)

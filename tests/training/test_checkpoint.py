@@ -1,0 +1,124 @@
+"""Checkpoints: whole or absent, checked before use, on any mesh."""
+
+import random
+import shutil
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from llm_jax.errors import UserError
+from llm_jax.training.checkpoint import MANIFEST, Checkpointer
+
+
+def state_on(layout, scale=1.0):
+    """A small tree with a sharded matrix, a vector and a counter."""
+    matrix = scale * jnp.arange(64 * 8, dtype=jnp.float32).reshape(64, 8)
+    spec = {"w": layout.storage_spec("embed", "mlp"), "b": PartitionSpec(), "count": PartitionSpec()}
+    values = {"w": matrix, "b": scale * jnp.ones(5), "count": jnp.array(7, jnp.int32)}
+    return {k: jax.device_put(v, NamedSharding(layout.mesh, spec[k])) for k, v in values.items()}
+
+
+def shapes(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def saved(directory, layout, steps=(1,), keep=9):
+    checkpointer = Checkpointer(directory, keep)
+    checkpointer.clean()
+    for step in steps:
+        checkpointer.save(step, state_on(layout, scale=step))
+    checkpointer.wait()
+    return checkpointer
+
+
+def test_any_mesh_to_any_mesh(tmp_path):
+    checkpointer = saved(tmp_path, families.layout_of(2, 2, 2))
+    for mesh in ((1, 1, 1), (1, 8, 1), (4, 1, 2), (1, 2, 4)):
+        target = state_on(families.layout_of(*mesh), scale=0)
+        restored = checkpointer.restore(1, shapes(target))
+        for name, value in state_on(families.layout_of()).items():
+            np.testing.assert_array_equal(restored[name], value)
+            assert restored[name].sharding == target[name].sharding
+
+
+def test_keep(tmp_path):
+    layout = families.layout_of()
+    checkpointer = saved(tmp_path, layout, steps=(10, 20, 30, 40), keep=2)
+    assert checkpointer.steps() == [30, 40]
+    assert {path.name for path in tmp_path.iterdir()} == {"00000030", "00000040"}
+    assert checkpointer.restore(30, shapes(state_on(layout)))["b"][0] == 30
+
+
+def test_what_a_kill_leaves_behind_is_no_checkpoint(tmp_path):
+    checkpointer = saved(tmp_path, families.layout_of(), steps=(1, 2))
+    (tmp_path / "00000002" / MANIFEST).unlink()
+    (tmp_path / "00000003" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert checkpointer.steps() == [1]
+    checkpointer.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_every_flipped_byte_is_named(tmp_path):
+    """100 random bytes over all files: none is restored, and the message names the file."""
+    layout = families.layout_of()
+    checkpointer = saved(tmp_path / "good", layout)
+    files = [p for p in (tmp_path / "good").rglob("*") if p.is_file() and p.stat().st_size]
+    draw = random.Random(0)
+    for _ in range(100):
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        path = tmp_path / "bad" / draw.choice(files).relative_to(tmp_path / "good")
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=path.name):
+            Checkpointer(tmp_path / "bad", 1).restore(1, shapes(state_on(layout)))
+    assert checkpointer.restore(1, shapes(state_on(layout)))["count"] == 7
+
+
+def test_a_missing_and_a_shortened_file_are_named(tmp_path):
+    layout = families.layout_of()
+    checkpointer = saved(tmp_path, layout)
+    path = max((tmp_path / "00000001" / "state").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(UserError, match=f"{path.name} has {len(data) - 1} bytes"):
+        checkpointer.restore(1, shapes(state_on(layout)))
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name} is missing"):
+        checkpointer.restore(1, shapes(state_on(layout)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": (64, 9)}, r"w is \[\[64, 8\], 'float32'\], here \[\[64, 9\]"),
+        ({"extra": (2,)}, "extra is missing"),
+        ({"b": None}, "b is .*, here absent"),
+    ],
+)
+def test_another_model_is_named(tmp_path, change, message):
+    layout = families.layout_of()
+    checkpointer = saved(tmp_path, layout)
+    target = shapes(state_on(layout))
+    for name, shape in change.items():
+        target.pop(name, None)
+        if shape:
+            everywhere = NamedSharding(layout.mesh, PartitionSpec())
+            target[name] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
+    with pytest.raises(UserError, match=message):
+        checkpointer.restore(1, target)
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path):
+    layout = families.layout_of()
+    checkpointer = saved(tmp_path, layout)
+    (tmp_path / "00000002").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*00000002"):
+        checkpointer.save(2, state_on(layout))
+        checkpointer.wait()
+    assert checkpointer.restore(1, shapes(state_on(layout)))["count"] == 7

@@ -1,0 +1,151 @@
+"""The step: the same numbers on any mesh and in any number of micro-batches, nothing from bad numbers."""
+
+import functools
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import FAMILIES
+
+from llm_jax.objectives.clm import CLM
+from llm_jax.training import optimizers, step
+from llm_jax.training.evaluate import evaluate, make_evaluation
+from llm_jax.training.schedules import WarmupCosine
+from llm_jax.training.state import State
+
+MESHES = {
+    "decoder": [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2)],
+    "encoder": [(1, 1, 1), (2, 2, 2)],
+}
+CASES = [(family, mesh) for family, meshes in MESHES.items() for mesh in meshes]
+
+
+@functools.cache
+def trained(family, mesh, accumulation=1, steps=3):
+    """Metrics of a few steps, the last state and the first gradients, all on the host."""
+    layout = families.layout_of(*mesh)
+    model, params = families.make(FAMILIES[family], layout)
+    optimizer = optimizers.build(optimizers.AdamW(), WarmupCosine().build(1e-3, 100))
+    one = step.make_step(model, CLM(), optimizer, seed=0)
+    batches = [families.batch(seed=s) for s in range(steps)]
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches)
+    stacked = jax.tree.map(lambda x: x.reshape(steps, accumulation, -1, *x.shape[2:]), stacked)
+    with jax.set_mesh(layout.mesh):
+        state = State.create(params, optimizer.transformation.init(params))
+        state, metrics = jax.jit(step.make_steps(one))(state, families.place(stacked, layout, lead=2))
+    return jax.device_get(metrics), state
+
+
+@pytest.mark.parametrize(("family", "mesh"), CASES[1:])
+def test_one_device_equals_many(family, mesh):
+    alone, _ = trained(family, (1, 1, 1))
+    many, state = trained(family, mesh)
+    np.testing.assert_allclose(many["loss"], alone["loss"], rtol=1e-5)
+    np.testing.assert_allclose(many["grad_norm"], alone["grad_norm"], rtol=1e-4)
+    w = state.params["blocks"]["mlp"]["in"]
+    assert w.addressable_shards[0].data.size * mesh[1] * mesh[2] == w.size
+    moment = state.opt_state[1].mu["blocks"]["mlp"]["in"]
+    assert moment.sharding == w.sharding
+
+
+def test_accumulation_equals_the_big_batch():
+    big, _ = trained("decoder", (1, 1, 1))
+    for accumulation in (2, 4):
+        small, _ = trained("decoder", (1, 1, 1), accumulation)
+        np.testing.assert_allclose(small["loss"], big["loss"], rtol=2e-6)
+        np.testing.assert_allclose(small["grad_norm"], big["grad_norm"], rtol=1e-5)
+        np.testing.assert_allclose(small["accuracy"], big["accuracy"], rtol=1e-6)
+
+
+def test_accumulation_on_a_mesh():
+    big, _ = trained("decoder", (1, 1, 1))
+    small, _ = trained("decoder", (2, 2, 2), 2)
+    np.testing.assert_allclose(small["loss"], big["loss"], rtol=1e-5)
+
+
+def test_several_steps_in_one_dispatch_are_the_steps():
+    three, _ = trained("decoder", (1, 1, 1), steps=3)
+    two, _ = trained("decoder", (1, 1, 1), steps=2)
+    np.testing.assert_allclose(three["loss"][:2], two["loss"], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """A compiled step on one device, as a function of numpy batches."""
+    layout = families.layout_of()
+    model, params = families.make(families.DECODER, layout)
+    optimizer = optimizers.build(optimizers.AdamW(), WarmupCosine().build(1e-2, 100))
+    compiled = jax.jit(step.make_step(model, CLM(), optimizer, seed=0))
+
+    def run(state, batch):
+        with jax.set_mesh(layout.mesh):
+            return compiled(state, families.place(jax.tree.map(lambda x: x[None], batch), layout, lead=1))
+
+    with jax.set_mesh(layout.mesh):
+        state = State.create(params, optimizer.transformation.init(params))
+    return run, state, model, layout
+
+
+def test_metrics(machine):
+    run, state, *_ = machine
+    new, metrics = run(state, families.batch())
+    assert metrics["target_tokens"] == families.batch().weights.sum()
+    assert metrics["learning_rate"] == pytest.approx(1e-2 / 21, rel=1e-5)
+    assert metrics["skipped"] == 0 and new.step == 1
+    moved = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), new.params, state.params)
+    assert metrics["update_norm"] == pytest.approx(float(sum(jax.tree.leaves(moved))) ** 0.5, rel=1e-3)
+
+
+def test_a_bad_step_changes_nothing(machine):
+    """The embedding of one token is not a number: loss and gradients are not, the state stays."""
+    run, state, *_ = machine
+    state, _ = run(state, families.batch())
+    is_token = (jnp.arange(128) == families.batch().inputs[0, 0])[:, None]
+    embedding = jnp.where(is_token, jnp.nan, state.params["embedding"])
+    bad = state.replace(params=state.params | {"embedding": embedding})
+    new, metrics = run(bad, families.batch())
+    assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
+    assert new.step == bad.step + 1
+    jax.tree.map(np.testing.assert_array_equal, new.params, bad.params)
+    jax.tree.map(np.testing.assert_array_equal, new.opt_state, bad.opt_state)
+    _, again = run(new.replace(params=state.params), families.batch(seed=1))
+    assert again["skipped"] == 0 and np.isfinite(again["loss"])
+
+
+def test_nothing_to_predict(machine):
+    """A batch whose weights are all 0 has loss 0 and moves the parameters by decay alone."""
+    run, state, *_ = machine
+    batch = families.batch()
+    _, metrics = run(state, batch.replace(weights=np.zeros_like(batch.weights)))
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["skipped"] == 0
+
+
+def test_it_learns_a_batch_by_heart(machine):
+    run, state, *_ = machine
+    batch = families.batch(rows=8, seed=3)
+    losses = []
+    for _ in range(60):
+        state, metrics = run(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > 4.0 and losses[-1] < 1.5
+
+
+def test_evaluation_is_the_mean_over_targets(machine):
+    """Uneven batches count by their targets, and equal the step's own loss on the same batch."""
+    run, state, model, layout = machine
+    first, second = families.batch(seed=1), families.batch(seed=2)
+    second = second.replace(weights=second.weights * (np.arange(16) < 3))
+    wanted = [run(state, b)[1] for b in (first, second)]
+    sums = jax.jit(make_evaluation(model, CLM()))
+    with jax.set_mesh(layout.mesh):
+        placed = [
+            families.place(jax.tree.map(lambda x: x[None, None], b), layout, lead=2) for b in (first, second)
+        ]
+        result = evaluate(sums, state.params, placed)
+    weights = [float(m["target_tokens"]) for m in wanted]
+    mean = np.average([float(m["loss"]) for m in wanted], weights=weights)
+    assert result["loss"] == pytest.approx(mean, rel=1e-6)
+    assert result["targets"] == sum(weights)
+    assert result["perplexity"] == pytest.approx(np.exp(mean), rel=1e-5)
