@@ -9,7 +9,7 @@ from llm_jax.training.experiment import default_config
 
 def get_config(arg=""):
     config = default_config(objective="mlm")
-    config.steps = 5000
+    config.steps = 2000
     config.global_batch_size = 12
     config.steps_per_dispatch = 10
     config.data.text = ("tinyshakespeare.txt",)
@@ -29,8 +29,8 @@ def get_config(arg=""):
     config.optimizer.learning_rate = 1e-3
     config.optimizer.beta2 = 0.99
     config.schedule.warmup_steps = 100
-    config.evaluation.every = 1000
+    config.evaluation.every = 500
     config.evaluation.batch_size = 120
-    config.checkpoint.every = 1000
+    config.checkpoint.every = 500
     config.samples.prompt = "To be, or n<mask>t to be, th<mask>t is the question."
     return config

@@ -27,6 +27,8 @@ from llm_jax.training.state import State
 FIXTURES = Path(__file__).parent / "fixtures"
 OBJECTIVES = {"parity_clm": CLM(), "parity_mlm": MLM()}
 TOLERANCE = 1e-4
+# Tighter for losses: at 1e-4 an AdamW epsilon of 1e-7 passes (8.3e-5); ours agree within 2.1e-6.
+LOSS_TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
@@ -119,9 +121,9 @@ def test_gradients(case):
 
 
 def test_loss(case):
-    assert abs(case.losses[0] - case.expected.losses[0]) < TOLERANCE
+    assert abs(case.losses[0] - case.expected.losses[0]) < LOSS_TOLERANCE
 
 
 def test_losses_of_twenty_steps(case):
     assert case.expected.losses[-1] < case.expected.losses[0] - 2.0  # it learns, so its updates matter
-    np.testing.assert_allclose(case.losses, case.expected.losses, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(case.losses, case.expected.losses, atol=LOSS_TOLERANCE, rtol=0)

@@ -153,9 +153,7 @@ class StepLog:
             step_values = {name: float(series[i]) for name, series in values.items()}
             last = i == count - 1
             self._writer.write("train", first + i + 1, step_values, time_values if last else None)
-        mfu = f"  MFU {time_values['mfu']:.1%}" if "mfu" in time_values else ""
-        rate = time_values.get("tokens_per_second", 0.0)
-        self._line.update(first + count, float(np.mean(values["loss"])), rate, mfu)
+        self._line.update(first + count, float(np.mean(values["loss"])), time_values)
 
     def evaluation(self, step: int, result: dict[str, float]) -> None:
         """Writes and shows an evaluation; the dispatch after it is not timed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ class ProgressLine:
         self._console = Console(file=sys.stderr, highlight=False)
         self._began = time.monotonic()
         self._last = float("-inf")
+        self._speed = ""
         self._bar = Progress(
             TextColumn("step {task.completed:,}/{task.total:,}"),
             BarColumn(bar_width=24),
@@ -35,8 +37,12 @@ class ProgressLine:
         self._task = self._bar.add_task("", total=steps, completed=start)
         self._bar.start()
 
-    def update(self, step: int, loss: float, tokens_per_second: float, mfu: str) -> None:
-        text = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s{mfu}"
+    def update(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
+        """rates: may be empty, where there was nothing to time; then the last speed stays."""
+        if rates:
+            self._speed = f"  {rates['tokens_per_second']:,.0f} tokens/s"
+            self._speed += f"  MFU {rates['mfu']:.1%}" if "mfu" in rates else ""
+        text = f"loss {loss:.4f}{self._speed}"
         self._bar.update(self._task, completed=step, description=text)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last >= QUIET_SECONDS:

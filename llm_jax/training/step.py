@@ -16,6 +16,7 @@ from llm_jax.training.optimizers import Optimizer
 from llm_jax.training.state import State
 
 Metrics = dict[str, jax.Array]
+DROPOUT = 1  # the purpose of a draw, folded into the seed; initialisation uses the seed itself
 
 
 def make_step(
@@ -31,7 +32,7 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         weights = objective.weights(batch)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
 
         def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
             means = losses(params, micro, weights, jax.random.fold_in(key, index))

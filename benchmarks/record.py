@@ -1,0 +1,33 @@
+"""Results of benchmarks: JSON files in benchmarks/results/, with what they were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def environment(*packages: str) -> dict:
+    """Versions, commit and machine; no paths, no host name."""
+    # The full hash, with "-dirty" behind it when a tracked file differs from that commit.
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return {
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "processor": platform.processor() or platform.machine(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def write(name: str, content: dict) -> None:
+    """benchmarks/results/NAME.json."""
+    path = HERE / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {path.relative_to(HERE.parent)}")
