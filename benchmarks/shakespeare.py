@@ -3,8 +3,8 @@
   python benchmarks/shakespeare.py --text=tinyshakespeare.txt
 
 Runs scripts/train.py as a user would. The decoder's mean validation loss may be at most 0.01 above that in
-benchmarks/results/shakespeare_torch.json (run shakespeare_torch.py first); the encoder's masked loss must be at
-least 0.8 nats below the unigram entropy of the text. Writes benchmarks/results/shakespeare.json.
+benchmarks/results/shakespeare_torch.json (run shakespeare_torch.py first); the encoder's masked loss must be
+at least 0.8 nats below the unigram entropy of the text. Writes benchmarks/results/shakespeare.json.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A tiny encoder on the documentation text that Python carries: for tests, and to edit.
 
-  python scripts/train.py --config=configs/tiny_mlm.py --workdir=runs/tiny_mlm
+python scripts/train.py --config=configs/tiny_mlm.py --workdir=runs/tiny_mlm
 """
 
 from llm_jax.training.experiment import default_config

@@ -81,7 +81,7 @@ def to_config_dict(component: Any) -> ml_collections.ConfigDict:
 
 
 def from_dict(schema: type, values: Mapping[str, Any] | ml_collections.ConfigDict) -> Any:
-    """Builds ``schema`` from nested values. Missing keys take their defaults.
+    """Builds ``schema`` from nested values. Missing keys take their defaults; a chosen component is named.
 
     Raises UserError for an unknown key (with the closest real one) or a value of the wrong type.
     """
@@ -156,6 +156,9 @@ def override(
     of the newly named component, before any other change is applied.
     """
     values = config.to_dict()
+    # --config.objective=mlm is short for --config.objective.name=mlm
+    sections = [field.name for field in _fields(schema).values() if "table" in field.metadata]
+    changes = {f"{k}.{NAME}" if k in sections else k: v for k, v in changes.items()}
     for key in sorted(changes, key=lambda key: key.rpartition(".")[2] != NAME):
         *parents, leaf = key.split(".")
         section, component = values, schema
@@ -174,6 +177,8 @@ def override(
             raise _unknown_key(key, schema, values)
         hint = typing.get_type_hints(component)[leaf]
         value = changes[key]
+        if dataclasses.is_dataclass(hint):
+            raise UserError(f"config.{key} is a section of keys; set one of them, not {value!r}")
         section[leaf] = _parse(hint, value, key) if isinstance(value, str) else value
     return ml_collections.ConfigDict(values).lock()
 
@@ -205,7 +210,7 @@ def _unknown_key(key: str, schema: type, values: Mapping[str, Any]) -> UserError
     known = [path for path, _ in leaves(_lenient(schema, values))]
     ends = {path.rpartition(".")[2]: path for path in known}
     leaf = key.rpartition(".")[2]
-    same = [path for path in known if path.rpartition(".")[2] == leaf]
+    same = [path for path in known if "." in key and path.rpartition(".")[2] == leaf]
     pool = known if "." in key else [*known, *_fields(schema)]
     close = (
         difflib.get_close_matches(key, same, n=1, cutoff=0.0)  # the right name in the wrong section

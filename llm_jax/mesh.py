@@ -130,7 +130,7 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
     if math.prod(sizes) != device_count:
         raise UserError(
             f"config.mesh ({written}) does not fit {device_count} devices; "
-            f"their product must be {device_count}"
+            f"their product must be {device_count} (mesh.cpu_devices says how many a CPU is divided into)"
         )
     return tuple(sizes)
 

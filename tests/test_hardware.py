@@ -21,6 +21,7 @@ KINDS = {
     "NVIDIA H100 PCIe": (756, 80),
     "NVIDIA H100 80GB HBM3": (989, 80),
     "NVIDIA H200": (989, 141),
+    "NVIDIA GH200 480GB": (989, 96),
 }
 
 

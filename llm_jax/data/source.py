@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ class _TokenFile:
         self._checked = np.zeros(self.blocks, bool)
         if not path.exists():
             raise _damaged(path, "is missing")
-        self._file = path.open("rb", buffering=0)
-        size = os.fstat(self._file.fileno()).st_size
+        size = path.stat().st_size
         if size != self._size:
             raise _damaged(path, f"has {size:,} bytes, not {self._size:,}")
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of the file."""
@@ -91,7 +93,10 @@ class _TokenFile:
             self._checked[block] = True
 
     def _bytes(self, begin: int, end: int) -> bytes:
-        data = os.pread(self._file.fileno(), end - begin, begin)
+        try:
+            data = os.pread(self._descriptor, end - begin, begin)
+        except OSError as error:
+            raise _damaged(self._path, f"cannot be read ({error.strerror})") from error
         if len(data) != end - begin:
             raise _damaged(self._path, f"was cut short before byte {end:,}")
         return data

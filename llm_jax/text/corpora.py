@@ -43,6 +43,8 @@ def find(source: str) -> list[Path]:
     """The files behind a path or glob, sorted; hidden files are left out. Raises UserError if none."""
     if source.startswith("python:"):
         raise UserError(f"data.text={source}: there are {' and '.join(EMBEDDED)}")
+    if not source:
+        raise UserError("data.text is empty; name a file, a directory or a glob")
     path = Path(source).expanduser()
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]

@@ -82,6 +82,14 @@ def recipe_of(config: DataConfig, tokenizer_config: Any) -> dict[str, Any]:
     }
 
 
+def load_tokenizer(directory: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a shard set. Raises UserError when it is not the one that wrote the tokens."""
+    tokenizer = tokenizers.load(directory / "tokenizer.json")
+    if tokenizers.fingerprint(tokenizer) != shards.read_header(directory)["tokenizer"]:
+        raise UserError(f"{directory}/tokenizer.json is not the tokenizer that made these tokens")
+    return tokenizer
+
+
 def _same_text(header: dict[str, Any], recipe: dict[str, Any], config: DataConfig, directory: Path) -> None:
     """Raises UserError unless the set was made by this recipe from this text.
 
@@ -167,4 +175,5 @@ def held_out(text: str, fraction: float) -> bool:
 def encode(tokenizer: tokenizers.Tokenizer, text: str, markers: bool) -> np.ndarray:
     """int32 ids of one document, between BOS and EOS if it has markers."""
     ids = tokenizer.encode(text)
-    return np.concatenate([[tokenizers.BOS], ids, [tokenizers.EOS]]) if markers else ids
+    ends = np.array([tokenizers.BOS], np.int32), np.array([tokenizers.EOS], np.int32)
+    return np.concatenate([ends[0], ids, ends[1]]) if markers else ids

@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         """int32 ids of plain text; markers are never produced."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids are left out, but for UNKNOWN, which is U+FFFD."""
+        """Text of ids; special ids are left out, but for a CharTokenizer's UNKNOWN, which is U+FFFD."""
 
     def payload(self) -> Any:
         """What ``from_payload`` needs, as JSON."""
@@ -88,7 +88,10 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model (Kudo and Richardson 2018) with byte fallback, so nothing is unknown."""
+    """A SentencePiece model (Kudo and Richardson 2018) with byte fallback, so nothing is unknown.
+
+    All text comes back as it was but for U+2581, SentencePiece's own sign for a space.
+    """
 
     kind = "sentencepiece"
 

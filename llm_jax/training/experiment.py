@@ -151,6 +151,8 @@ def check_values(e: Experiment) -> None:
     for key in keys:
         if values[key] < 1:
             raise UserError(f"config.{key} must be at least 1, not {values[key]}")
+    if not 0 <= e.seed < 2**31:
+        raise UserError(f"config.seed must be at least 0 and less than 2^31, not {e.seed}")
     names = {
         "data.validation": VALIDATION,
         "data.rows": PACKINGS,

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from llm_jax import config as configs
 from llm_jax import hardware
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.storage import write_text
@@ -50,6 +51,7 @@ def run(
     checkpointer.clean()
     try:
         state, start = restore_or_init(program, checkpointer)
+        say(describe_config(program))
         say(describe(program, start))
         state = train(program, state, start, directory, checkpointer)
     finally:
@@ -69,6 +71,12 @@ def restore_or_init(program: Program, checkpointer: Checkpointer) -> tuple[State
     if not steps:
         return program.init(), 0
     return checkpointer.restore(steps[-1], program.abstract_state()), steps[-1]
+
+
+def describe_config(program: Program) -> str:
+    """What of the config differs from the defaults."""
+    changed = configs.differences(Experiment(), program.experiment)
+    return "config: " + ", ".join(f"{key}={new}" for key, (_, new) in changed.items() if new is not None)
 
 
 def describe(program: Program, start: int) -> str:

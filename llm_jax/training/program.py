@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,7 +21,7 @@ from llm_jax.errors import UserError
 from llm_jax.mesh import Layout
 from llm_jax.models import transformer
 from llm_jax.text import shards, tokenizers
-from llm_jax.text.prepare import prepare
+from llm_jax.text.prepare import load_tokenizer, prepare
 from llm_jax.training import evaluate, optimizers, step
 from llm_jax.training.checkpoint import Checkpointer
 from llm_jax.training.experiment import Experiment, check_mesh, complete
@@ -52,7 +53,8 @@ class Program:
 
         Raises UserError when it does not fit the devices.
         """
-        chosen = mesh.start(experiment.mesh, experiment.micro_batch)
+        rows = math.gcd(experiment.micro_batch, experiment.evaluation_rows)
+        chosen = mesh.start(experiment.mesh, rows)
         layout = mesh.make_layout(chosen, devices)
         model = experiment.model
         if model.dtype == "auto":
@@ -82,7 +84,7 @@ class Program:
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        return tokenizers.load(self.directory / "tokenizer.json")
+        return load_tokenizer(self.directory)
 
     @cached_property
     def optimizer(self) -> optimizers.Optimizer:

@@ -1,3 +1,4 @@
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ DOCUMENTS = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13, 14, 15, 16, 17], [18, 19], 
 
 
 def source_of(documents):
-    stream = np.array(sum(documents, []), np.int32)
+    stream = np.array([*chain(*documents)], np.int32)
     ends = np.cumsum([len(document) for document in documents])
     return SimpleNamespace(tokens=len(stream), ends=ends, read=lambda start, stop: stream[start:stop])
 
@@ -55,7 +56,7 @@ def test_packed_equals_a_slow_computation(documents, length):
 @pytest.mark.parametrize("kind", ["packed", "contiguous"])
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 20, 21, 100])
 def test_every_token_but_the_first_is_a_target_once(kind, length):
-    stream = sum(DOCUMENTS, [])
+    stream = [*chain(*DOCUMENTS)]
     rows = read_all(DOCUMENTS, kind, length)
     real = rows.segments[:, 1:] > 0
     assert rows.tokens[:, 1:][real].tolist() == stream[1:]

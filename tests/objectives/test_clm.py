@@ -1,3 +1,4 @@
+from itertools import chain, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [18], [19, 20,
 
 
 def batch_of(kind, length, documents=DOCUMENTS):
-    stream = np.array(sum(documents, []), np.int32)
+    stream = np.array([*chain(*documents)], np.int32)
     ends = np.cumsum([len(document) for document in documents])
     source = SimpleNamespace(tokens=len(stream), ends=ends, read=lambda a, b: stream[a:b])
     rows = packing.pack(source, kind, length)
@@ -25,7 +26,7 @@ def predicted(batch):
 
 
 def pairs(documents):
-    return [pair for document in documents for pair in zip(document, document[1:], strict=False)]
+    return [pair for document in documents for pair in pairwise(document)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 20, 50])
@@ -36,7 +37,7 @@ def test_packed_predicts_every_next_token_of_each_document(length):
 
 @pytest.mark.parametrize("length", [1, 3, 8, 50])
 def test_contiguous_predicts_across_documents(length):
-    assert predicted(batch_of("contiguous", length)) == pairs([sum(DOCUMENTS, [])])
+    assert predicted(batch_of("contiguous", length)) == pairs([[*chain(*DOCUMENTS)]])
 
 
 @pytest.mark.parametrize("length", [1, 3, 8, 50])

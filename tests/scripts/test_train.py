@@ -69,7 +69,7 @@ BAD = {
     "wrong type": ("--config.model.num_layers=two", "config.model.num_layers must be int, not 'two'"),
     "float for an int": ("--config.steps=1.5", "config.steps must be int, not 1.5"),
     "unknown name": ("--config.model.norm=batch", "choose one of rmsnorm, layernorm"),
-    "unknown component": ("--config.objective.name=rtd", "choose one of clm, mlm"),
+    "unknown component": ("--config.objective=rtd", "choose one of clm, mlm"),
     "indivisible heads": ("--config.model.num_heads=3", "model_dim=16 is not divisible by num_heads=3"),
     "indivisible batch": (
         "--config.accumulation=3",
@@ -90,6 +90,9 @@ BAD = {
     "small vocabulary": ("--config.model.vocab_size=8", "vocab_size=8 is smaller than the tokenizer's"),
     "missing text": ("--config.data.text=nowhere.txt", "nowhere.txt: no such file"),
     "unknown corpus": ("--config.data.text=python:novels", "there are python:source and python:docs"),
+    "seed": ("--config.seed=-1", "config.seed must be at least 0"),
+    "no text": ("--config.data.text=", "data.text is empty"),
+    "a section": ("--config.model=big", "config.model is a section of keys"),
     "not a share": ("--config.data.validation_fraction=2.0", "must lie between 0 and 1"),
 }
 

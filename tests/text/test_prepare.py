@@ -200,7 +200,7 @@ def test_split_without_text_is_named(folder, validation, fraction, split):
 def test_unwritable_place_is_named(folder):
     config = DataConfig(text=(str(folder / "text"),))
     below = folder / "text" / "000.txt" / "data"
-    with pytest.raises(UserError, match="cannot write to .*000.txt"):
+    with pytest.raises(UserError, match=r"cannot write to .*000\.txt"):
         prepare.prepare(config, ByteConfig(), below, lambda line: None)
 
 
@@ -210,3 +210,15 @@ def test_no_damage_goes_unnoticed_in_a_set_that_is_there(folder):
     header.write_bytes(header.read_bytes().replace(b"markers", b"markerz"))
     with pytest.raises(UserError, match=r"header\.json is corrupt"):
         make(folder)
+
+
+def test_a_tokenizer_of_another_set_is_noticed(tmp_path):
+    for name, content in (("one", "to be or not"), ("two", "that is the question")):
+        text = tmp_path / f"{name}.txt"
+        text.write_text(content * 50)
+        config = prepare.DataConfig(text=(str(text),), validation="position")
+        prepare.prepare(config, tokenizers.CharConfig(), tmp_path / name, lambda _: None)
+    assert prepare.load_tokenizer(tmp_path / "one").encode("to").tolist()
+    (tmp_path / "one" / "tokenizer.json").write_bytes((tmp_path / "two" / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="is not the tokenizer"):
+        prepare.load_tokenizer(tmp_path / "one")

@@ -1,4 +1,5 @@
 import zlib
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_files_hold_the_documents_in_order(tmp_path, lengths, vocab_size, itemsi
 
     data = [(tmp_path / file["file"]).read_bytes() for file in entry["files"]]
     stream = np.concatenate([np.frombuffer(part, dtype) for part in data])
-    np.testing.assert_array_equal(stream, np.array(sum(documents, []), int))
+    np.testing.assert_array_equal(stream, np.array([*chain(*documents)], int))
     sizes = [file["tokens"] for file in entry["files"]]
     assert [len(part) for part in data] == [size * itemsize for size in sizes]
     assert all(size == 20 for size in sizes[:-1]) and (0 < sizes[-1] <= 20 or sum(lengths) == 0)

@@ -33,7 +33,7 @@ def trained(docs):
     """{name: tokenizer}, sentencepiece in both its models."""
     return {
         "byte": tokenizers.ByteConfig().train(docs),
-        "char": tokenizers.CharConfig().train(TRICKY),
+        "char": tokenizers.CharConfig().train([*TRICKY, *docs[:5]]),
         "sentencepiece": tokenizers.SentencePieceConfig(vocab_size=600).train(docs),
         "unigram": tokenizers.SentencePieceConfig(vocab_size=600, model_type="unigram").train(docs[:20]),
     }
@@ -56,6 +56,14 @@ def test_round_trip(trained, name, text):
 def test_round_trip_of_a_corpus(trained, name, docs):
     tokenizer = trained[name]
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in docs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_decoded_in_two_parts_is_the_same(trained, name):
+    """A prompt and its continuation: no space is lost or made where they meet."""
+    tokenizer, text = trained[name], "  x tree of the\n\ttree  "
+    ids = tokenizer.encode(text)
+    assert all(tokenizer.decode(ids[:i]) + tokenizer.decode(ids[i:]) == text for i in range(len(ids)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,5 +131,5 @@ def test_fingerprints_differ(trained):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         tokenizers.load(tmp_path / "tokenizer.json")
