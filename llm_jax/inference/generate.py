@@ -42,7 +42,7 @@ def make_extend(model: Transformer, sampling: Sampling) -> Callable[..., jax.Arr
                 cache=cache,
                 cache_index=index,
             )
-            return hidden, aux.cache
+            return hidden, aux.layers.cache
 
         def body(i: jax.Array, carry: tuple) -> tuple:
             window, cache, logits = carry

@@ -1,8 +1,7 @@
-"""Attention: a mask as a small object, one function that attends, one module that projects."""
+"""The attention layer: projects, turns by position, attends, projects back."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -10,28 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.mesh import Layout
-from llm_jax.models import layers
-
-
-class Mask(NamedTuple):
-    """Who may look at whom: the same segment and, if causal, not ahead.
-
-    q_index: int [batch, l] and kv_index: int [batch, m], places in the row; q_segments, kv_segments:
-    int, same shapes, 0 for padding.
-    """
-
-    q_index: jax.Array
-    kv_index: jax.Array
-    q_segments: jax.Array
-    kv_segments: jax.Array
-    causal: bool
-
-    def dense(self) -> jax.Array:
-        """bool [batch, l, m], True where a query may look."""
-        allowed = self.q_segments[:, :, None] == self.kv_segments[:, None, :]
-        if self.causal:
-            allowed &= self.kv_index[:, None, :] <= self.q_index[:, :, None]
-        return allowed
+from llm_jax.models import attend
+from llm_jax.models.attend import MAX_DENSE_SCORES, Mask, Scoring
+from llm_jax.models.blockwise import blockwise
+from llm_jax.models.layers import RMSNorm, dense
+from llm_jax.models.positions import POSITIONS
 
 
 class KVCache(NamedTuple):
@@ -41,66 +23,98 @@ class KVCache(NamedTuple):
     v: jax.Array
 
 
-def attend(q_blhk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, layout: Layout) -> jax.Array:
-    """softmax(q k / sqrt(head_dim)) v, scores and softmax in float32 (Vaswani et al. 2017).
+class Call(NamedTuple):
+    """What all layers of one forward pass share.
 
-    h is a multiple of g: query heads share key-value heads (GQA, Ainslie et al. 2023). A query that
-    may look at nothing gets the mean of the values, never NaN. Gives [batch, l, h, head_dim].
+    positions: int [batch, length]; cache_index: where this call's tokens stand in the caches; capture: names
+    of what is kept from every layer, of "hidden" and "attention".
     """
-    b, l, h, k = q_blhk.shape
-    g = k_bmgk.shape[2]
-    grouped = layout.spec("batch", None, "kv_heads", None, None)
-    q_blgrk = jnp.reshape(q_blhk, (b, l, g, h // g, k), out_sharding=grouped)
-    scores = layout.spec("batch", "kv_heads", None, None, None)
-    s_bgrlm = jnp.einsum(
-        "blgrk,bmgk->bgrlm",
-        q_blgrk,
-        k_bmgk,
-        preferred_element_type=jnp.float32,
-        out_sharding=scores,
-    )
-    allowed_b11lm = mask.dense()[:, None, None, :, :]
-    s_bgrlm = jnp.where(allowed_b11lm, s_bgrlm / math.sqrt(k), jnp.finfo(jnp.float32).min)
-    p_bgrlm = jax.nn.softmax(s_bgrlm, axis=-1).astype(v_bmgk.dtype)
-    o_blgrk = jnp.einsum("bgrlm,bmgk->blgrk", p_bgrlm, v_bmgk, out_sharding=grouped)
-    return jnp.reshape(o_blgrk, (b, l, h, k), out_sharding=layout.spec("batch", None, "heads", None))
+
+    positions: jax.Array
+    mask: Mask
+    cache_index: jax.Array | int = 0
+    capture: tuple[str, ...] = ()
+
+
+class Layer(NamedTuple):
+    """What is a layer's own; None where there is none.
+
+    key: for dropout; window: int scalar; rotary_base, drop_rate: float scalars.
+    """
+
+    key: jax.Array | None = None
+    cache: KVCache | None = None
+    window: jax.Array | None = None
+    rotary_base: jax.Array | None = None
+    drop_rate: jax.Array | None = None
+
+
+class Kept(NamedTuple):
+    """What a layer gives beside its output: the filled cache, and what was captured, else None.
+
+    hidden: the block's output [batch, length, d]; attention: float32 weights [batch, heads, l, m].
+    """
+
+    cache: KVCache | None = None
+    hidden: jax.Array | None = None
+    attention: jax.Array | None = None
+
+
+def choose(kernel: str, scores: int) -> attend.Kernel:
+    """The kernel of a name; "auto" takes the dense one while all ``scores`` fit comfortably."""
+    if kernel == "auto":
+        kernel = "dense" if scores <= MAX_DENSE_SCORES else "blockwise"
+    return KERNELS[kernel]
+
+
+KERNELS = {"dense": attend.dense, "blockwise": blockwise}
 
 
 class Attention(nn.Module):
-    """Projects to queries, keys and values, turns them by position, attends, projects back."""
+    """[batch, length, d] to the same; heads, grouping, norms and kernel by the config."""
 
     config: object  # transformer.ModelConfig
     layout: Layout
     dtype: str
 
     @nn.compact
-    def __call__(
-        self,
-        x_bld: jax.Array,
-        positions_bl: jax.Array,
-        mask: Mask,
-        cache: KVCache | None = None,
-        cache_index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """With a cache, this call's keys and values are written at ``cache_index`` and all are read."""
+    def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
+        """With a cache, this call's keys and values are written into it and all are read."""
         c, layout = self.config, self.layout
-        d, h, g, k = c.model_dim, c.num_heads, c.kv_heads, c.head_size
-        std, out_std = c.std(fan_in=d), c.std(fan_in=h * k, residual=True)
-        wq = layers.param(self, "query", (d, h, k), ("embed", "heads", "head"), std)
-        wk = layers.param(self, "key", (d, g, k), ("embed", "kv_heads", "head"), std)
-        wv = layers.param(self, "value", (d, g, k), ("embed", "kv_heads", "head"), std)
-        wo = layers.param(self, "out", (h, k, d), ("heads", "head", "embed"), out_std)
-        heads = layout.spec("batch", None, "heads", None)
-        q_blhk = jnp.einsum("bld,dhk->blhk", x_bld, wq, out_sharding=heads)
-        k_bmgk = jnp.einsum("bld,dgk->blgk", x_bld, wk, out_sharding=heads)
-        v_bmgk = jnp.einsum("bld,dgk->blgk", x_bld, wv, out_sharding=heads)
-        if c.positions == "rotary":
-            q_blhk = layers.rotate(q_blhk, positions_bl, c.rotary_base)
-            k_bmgk = layers.rotate(k_bmgk, positions_bl, c.rotary_base)
+        q_blhk, k_bmgk, v_bmgk = self._project(x_bld, call, layer)
+        cache = layer.cache
         if cache is not None:
-            k_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.k, k_bmgk, cache_index, axis=1)
-            v_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.v, v_bmgk, cache_index, axis=1)
+            k_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.k, k_bmgk, call.cache_index, axis=1)
+            v_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.v, v_bmgk, call.cache_index, axis=1)
             cache = KVCache(k_bmgk, v_bmgk)
-        o_blhk = attend(q_blhk, k_bmgk, v_bmgk, mask, layout)
-        y_bld = jnp.einsum("blhk,hkd->bld", o_blhk, wo, out_sharding=layout.spec("batch", None, None))
-        return y_bld, cache
+        slopes = POSITIONS[c.positions].slopes
+        scoring = Scoring(None if slopes is None else jnp.asarray(slopes(c.num_heads)), c.attention_softcap)
+        mask = call.mask._replace(window=layer.window)
+        kernel = choose(c.kernel, x_bld.shape[0] * c.num_heads * x_bld.shape[1] * k_bmgk.shape[1])
+        o_blhk = attend.attend(q_blhk, k_bmgk, v_bmgk, mask, scoring, layout, kernel)
+        weights = None
+        if "attention" in call.capture:
+            q_blgrk = attend.group_heads(q_blhk, c.kv_heads, layout)
+            p_bgrlm = attend.dense_weights(q_blgrk, k_bmgk, mask, scoring, layout)
+            by_head = layout.spec("batch", "heads", None, None)
+            shape = (len(x_bld), c.num_heads, *p_bgrlm.shape[3:])
+            weights = jnp.reshape(p_bgrlm, shape, out_sharding=by_head)
+        shape, axes = (c.num_heads, c.head_size, c.model_dim), ("heads", "head", "embed")
+        std = c.std(fan_in=c.num_heads * c.head_size, residual=True)
+        y_bld = dense(self, "out", "blhk,hkd->bld", o_blhk, shape, axes, std)
+        return y_bld, Kept(cache=cache, attention=weights)
+
+    def _project(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, ...]:
+        """Queries [b, l, h, k], keys and values [b, l, g, k], normed and turned."""
+        c = self.config
+        d, std = c.model_dim, c.std(fan_in=c.model_dim)
+        heads, kv_heads = (d, c.num_heads, c.head_size), (d, c.kv_heads, c.head_size)
+        q = dense(self, "query", "bld,dhk->blhk", x_bld, heads, ("embed", "heads", "head"), std)
+        k = dense(self, "key", "bld,dgk->blgk", x_bld, kv_heads, ("embed", "kv_heads", "head"), std)
+        v = dense(self, "value", "bld,dgk->blgk", x_bld, kv_heads, ("embed", "kv_heads", "head"), std)
+        if c.qk_norm:  # Henry et al. 2020 (arXiv 2010.04245), Dehghani et al. 2023 (arXiv 2302.05442)
+            q = RMSNorm(self.layout, self.dtype, axis="head", name="query_norm")(q)
+            k = RMSNorm(self.layout, self.dtype, axis="head", name="key_norm")(k)
+        turn = POSITIONS[c.positions].turn
+        base = c.rotary_base if layer.rotary_base is None else layer.rotary_base
+        return turn(q, call.positions, base), turn(k, call.positions, base), v

@@ -1,4 +1,4 @@
-"""Blocks: what is stacked to make a model. A new architecture is a new block here."""
+"""Blocks: what is stacked to make a model. A new architecture is a new block and a line in BLOCKS."""
 
 from __future__ import annotations
 
@@ -6,36 +6,70 @@ import jax
 from flax import linen as nn
 
 from llm_jax.mesh import Layout
-from llm_jax.models.attention import Attention, KVCache, Mask
-from llm_jax.models.layers import NORMS, dropout
-from llm_jax.models.mlp import MLPS
+from llm_jax.models.attention import Attention, Call, Kept, Layer
+from llm_jax.models.layers import NORMS, drop_path, dropout
+from llm_jax.models.mlp import MLP
 
 
-class PreNormBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)) (Xiong et al. 2020, arXiv 2002.04745)."""
+class Block(nn.Module):
+    """The parts of a block, by the config. A subclass says how they are joined, in ``__call__``:
+    (x [batch, length, d], call, layer) -> (the same, what is kept)."""
 
     config: object  # transformer.ModelConfig
     layout: Layout
     dtype: str
 
+    ends_normed = False  # whether the output is normed already, so that the stack needs no final norm
+
+    def norm(self, name: str) -> nn.Module:
+        return NORMS[self.config.norm](self.layout, self.dtype, self.config.biases, name=name)
+
+    def attention(self) -> Attention:
+        return Attention(self.config, self.layout, self.dtype, name="attention")
+
+    def mlp(self) -> MLP:
+        return MLP(self.config, self.layout, self.dtype, name="mlp")
+
+    def branch(self, x_bld: jax.Array, layer: Layer, number: int) -> jax.Array:
+        """A residual branch with its dropout and stochastic depth."""
+        if layer.key is None:
+            return x_bld
+        keys = jax.random.split(jax.random.fold_in(layer.key, number))
+        return drop_path(dropout(x_bld, self.config.dropout, keys[0]), layer.drop_rate, keys[1])
+
+
+class PreNormBlock(Block):
+    """x + attention(norm(x)), then x + mlp(norm(x)) (Xiong et al. 2020, arXiv 2002.04745)."""
+
     @nn.compact
-    def __call__(
-        self,
-        x_bld: jax.Array,
-        positions_bl: jax.Array,
-        mask: Mask,
-        key: jax.Array | None = None,
-        cache: KVCache | None = None,
-        cache_index: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """[batch, length, d] to the same; key: for dropout, None in evaluation."""
-        c = self.config
-        common = {"layout": self.layout, "dtype": self.dtype}
-        keys = (None, None) if key is None else jax.random.split(key)
-        h_bld = NORMS[c.norm](**common, name="attention_norm")(x_bld)
-        attention = Attention(c, **common, name="attention")
-        h_bld, cache = attention(h_bld, positions_bl, mask, cache, cache_index)
-        x_bld = x_bld + dropout(h_bld, c.dropout, keys[0])
-        h_bld = NORMS[c.norm](**common, name="mlp_norm")(x_bld)
-        h_bld = MLPS[c.activation](c, **common, name="mlp")(h_bld)
-        return x_bld + dropout(h_bld, c.dropout, keys[1]), cache
+    def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
+        h_bld, kept = self.attention()(self.norm("attention_norm")(x_bld), call, layer)
+        x_bld = x_bld + self.branch(h_bld, layer, 0)
+        h_bld = self.mlp()(self.norm("mlp_norm")(x_bld))
+        return x_bld + self.branch(h_bld, layer, 1), kept
+
+
+class PostNormBlock(Block):
+    """norm(x + attention(x)), then norm(x + mlp(x)) (Vaswani et al. 2017, arXiv 1706.03762; BERT)."""
+
+    ends_normed = True
+
+    @nn.compact
+    def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
+        h_bld, kept = self.attention()(x_bld, call, layer)
+        x_bld = self.norm("attention_norm")(x_bld + self.branch(h_bld, layer, 0))
+        h_bld = self.mlp()(x_bld)
+        return self.norm("mlp_norm")(x_bld + self.branch(h_bld, layer, 1)), kept
+
+
+class ParallelBlock(Block):
+    """x + attention(norm(x)) + mlp(norm(x)), one norm (Wang and Komatsuzaki 2021, GPT-J)."""
+
+    @nn.compact
+    def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
+        h_bld = self.norm("norm")(x_bld)
+        a_bld, kept = self.attention()(h_bld, call, layer)
+        return x_bld + self.branch(a_bld, layer, 0) + self.branch(self.mlp()(h_bld), layer, 1), kept
+
+
+BLOCKS = {"prenorm": PreNormBlock, "postnorm": PostNormBlock, "parallel": ParallelBlock}

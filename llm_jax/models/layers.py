@@ -6,8 +6,6 @@ d model, h query heads, g key-value heads, r query heads per key-value head, k h
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,11 +29,40 @@ def param(
     return layout.shard(module.param(name, init).astype(module.dtype), *axes)
 
 
-def scale_param(module: nn.Module, name: str, size: int, axis: str) -> jax.Array:
-    """Declares a float32 vector of ones: the gain of a norm."""
+def vector_param(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple, value: float
+) -> jax.Array:
+    """Declares a float32 parameter of equal values, the gain of a norm or a bias, in its compute layout."""
     layout: Layout = module.layout
-    scale = module.param(name, lambda _: layout.store(jnp.ones((size,), jnp.float32), axis))
-    return jax.sharding.reshard(scale, jax.sharding.PartitionSpec(None))
+    vector = module.param(name, lambda _: layout.store(jnp.full(shape, value, jnp.float32), *axes))
+    return layout.shard(vector, *axes)
+
+
+def dense(
+    module: nn.Module,
+    name: str,
+    equation: str,
+    x: jax.Array,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    std: float,
+) -> jax.Array:
+    """einsum(equation, x, w) for a fresh parameter w, with a bias where the config has them.
+
+    equation: ``bld,dhk->blhk`` and the like; the axes of w that stay are the last of the result, and the
+    bias has their shape.
+    """
+    layout: Layout = module.layout
+    letters, out = equation.split(",")[1].split("->")
+    named = dict(zip(letters, axes, strict=True))
+    # In computation "embed" is whole, so a result's axes are named by the weight's, but for that one.
+    spec = layout.spec("batch", *(named.get(letter) for letter in out[1:]))
+    y = jnp.einsum(equation, x, param(module, name, shape, axes, std), out_sharding=spec)
+    if module.config.biases:
+        kept = [letters.index(letter) for letter in out[2:]]
+        bias_shape, bias_axes = tuple(shape[i] for i in kept), tuple(axes[i] for i in kept)
+        y = y + vector_param(module, f"{name}_bias", bias_shape, bias_axes, 0.0).astype(y.dtype)
+    return y
 
 
 class RMSNorm(nn.Module):
@@ -43,21 +70,24 @@ class RMSNorm(nn.Module):
 
     layout: Layout
     dtype: str
+    biases: bool = False
+    axis: str = "embed"
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         rms = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        scale = scale_param(self, "scale", x.shape[-1], "embed")
-        return (x32 * rms * scale).astype(self.dtype)
+        return _gain(self, x32 * rms)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / std * scale in float32, no bias (Ba et al. 2016, arXiv 1607.06450)."""
+    """(x - mean) / std * scale in float32 (Ba et al. 2016, arXiv 1607.06450). [..., d] to [..., d]."""
 
     layout: Layout
     dtype: str
+    biases: bool = False
+    axis: str = "embed"
     epsilon: float = 1e-5
 
     @nn.compact
@@ -65,8 +95,16 @@ class LayerNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        scale = scale_param(self, "scale", x.shape[-1], "embed")
-        return (x32 * inverse * scale).astype(self.dtype)
+        return _gain(self, x32 * inverse)
+
+
+def _gain(norm: nn.Module, x: jax.Array) -> jax.Array:
+    """x * scale (+ bias), in the norm's dtype."""
+    shape, axes = x.shape[-1:], (norm.axis,)
+    x = x * vector_param(norm, "scale", shape, axes, 1.0)
+    if norm.biases:
+        x = x + vector_param(norm, "bias", shape, axes, 0.0)
+    return x.astype(norm.dtype)
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
@@ -83,15 +121,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def rotate(x_blhk: jax.Array, positions_bl: jax.Array, base: float) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves convention.
+def drop_path(x: jax.Array, rate: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    """Zeroes whole rows of a residual branch with probability ``rate`` and scales the others up.
 
-    x: [batch, length, heads, head_dim], head_dim even; positions: int [batch, length].
-    Feature i is paired with i + head_dim/2 and turned by position * base^(-2i / head_dim) radians.
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382). rate: float scalar; None or key=None: no change.
     """
-    half = x_blhk.shape[-1] // 2
-    frequencies = jnp.exp(-math.log(base) / half * jnp.arange(half, dtype=jnp.float32))
-    angles = positions_bl[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = x_blhk[..., :half].astype(jnp.float32), x_blhk[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_blhk.dtype)
+    if rate is None or key is None:
+        return x
+    by_row = jax.sharding.PartitionSpec(jax.typeof(x).sharding.spec[0])
+    draw = jax.random.uniform(key, x.shape[:1], out_sharding=by_row)
+    keep = jnp.reshape(draw >= rate, (-1, *[1] * (x.ndim - 1)))
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

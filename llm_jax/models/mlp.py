@@ -1,17 +1,43 @@
-"""The feed-forward half of a block."""
+"""The feed-forward half of a block, and its activations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.mesh import Layout
-from llm_jax.models import layers
+from llm_jax.models.layers import dense
+
+
+class Activation(NamedTuple):
+    """gated: out(function(gate(x)) * in(x)), else out(function(in(x)))."""
+
+    function: Callable[[jax.Array], jax.Array]
+    gated: bool = False
+
+
+def relu_squared(x: jax.Array) -> jax.Array:
+    """max(x, 0)^2 (So et al. 2021, Primer, arXiv 2109.08668)."""
+    return jax.numpy.square(jax.nn.relu(x))
+
+
+gelu = partial(jax.nn.gelu, approximate=False)  # exact (Hendrycks and Gimpel 2016, arXiv 1606.08415)
+
+ACTIVATIONS = {
+    "gelu": Activation(gelu),
+    "gelu_tanh": Activation(partial(jax.nn.gelu, approximate=True)),
+    "relu2": Activation(relu_squared),
+    "swiglu": Activation(jax.nn.silu, gated=True),  # Shazeer 2020, arXiv 2002.05202
+    "geglu": Activation(gelu, gated=True),
+}
 
 
 class MLP(nn.Module):
-    """out(gelu(in(x))), exact GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+    """[batch, length, d] to the same, through ``mlp_size`` features."""
 
     config: object  # transformer.ModelConfig
     layout: Layout
@@ -19,38 +45,14 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_bld: jax.Array) -> jax.Array:
-        h_blf = jax.nn.gelu(_project_in(self, "in", x_bld), approximate=False)
-        return _project_out(self, "out", h_blf)
-
-
-class GatedMLP(nn.Module):
-    """out(silu(gate(x)) * in(x)): SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
-
-    config: object  # transformer.ModelConfig
-    layout: Layout
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x_bld: jax.Array) -> jax.Array:
-        gate_blf = jax.nn.silu(_project_in(self, "gate", x_bld))
-        return _project_out(self, "out", gate_blf * _project_in(self, "in", x_bld))
-
-
-def _project_in(module: nn.Module, name: str, x_bld: jax.Array) -> jax.Array:
-    c = module.config
-    shape, std = (c.model_dim, c.mlp_size), c.std(fan_in=c.model_dim)
-    w_df = layers.param(module, name, shape, ("embed", "mlp"), std)
-    wide = module.layout.spec("batch", None, "mlp")
-    return jnp.einsum("bld,df->blf", x_bld, w_df, out_sharding=wide)
-
-
-def _project_out(module: nn.Module, name: str, h_blf: jax.Array) -> jax.Array:
-    c = module.config
-    shape, std = (c.mlp_size, c.model_dim), c.std(fan_in=c.mlp_size, residual=True)
-    w_fd = layers.param(module, name, shape, ("mlp", "embed"), std)
-    narrow = module.layout.spec("batch", None, None)
-    return jnp.einsum("blf,fd->bld", h_blf, w_fd, out_sharding=narrow)
-
-
-# name -> (module, weight matrices in it)
-MLPS = {"gelu": MLP, "swiglu": GatedMLP}
+        c = self.config
+        activation = ACTIVATIONS[c.activation]
+        std, out_std = c.std(fan_in=c.model_dim), c.std(fan_in=c.mlp_size, residual=True)
+        shape, axes = (c.model_dim, c.mlp_size), ("embed", "mlp")
+        h_blf = dense(self, "in", "bld,df->blf", x_bld, shape, axes, std)
+        if activation.gated:
+            gate_blf = dense(self, "gate", "bld,df->blf", x_bld, shape, axes, std)
+            h_blf = activation.function(gate_blf) * h_blf
+        else:
+            h_blf = activation.function(h_blf)
+        return dense(self, "out", "blf,fd->bld", h_blf, shape[::-1], axes[::-1], out_std)

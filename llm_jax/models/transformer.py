@@ -1,4 +1,4 @@
-"""The Transformer: embeddings, a stack of blocks, a final norm and a tied head."""
+"""The Transformer: embeddings, a stack of blocks, a final norm and a head."""
 
 from __future__ import annotations
 
@@ -14,22 +14,32 @@ from flax import linen as nn
 from llm_jax.config import identity, runtime
 from llm_jax.mesh import Layout
 from llm_jax.models import layers
-from llm_jax.models.attention import KVCache, Mask
-from llm_jax.models.blocks import PreNormBlock
+from llm_jax.models.attend import Mask
+from llm_jax.models.attention import Call, Kept, KVCache, Layer
+from llm_jax.models.blocks import BLOCKS, Block
+from llm_jax.models.mlp import ACTIVATIONS
+from llm_jax.models.positions import POSITIONS
 
 VOCAB_MULTIPLE = 128  # the lane width of a TPU; also lets the head be cut by any usual tensor axis
+CAPTURES = ("hidden", "attention")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder (causal) or an encoder. Zeros stand for values derived from the others.
+    """Shape of a decoder (causal) or an encoder. Zeros stand for values derived from the others, or none.
 
-    num_kv_heads: 0 = num_heads (MHA); less is GQA. head_dim: 0 = model_dim / num_heads.
+    num_kv_heads: 0 = num_heads (MHA); less is GQA, 1 MQA. head_dim: 0 = model_dim / num_heads.
     mlp_dim: 0 = 4 * model_dim, or 8/3 of it, rounded up to a multiple of 8, for gated activations.
     vocab_size: 0 = the tokenizer's. max_length: 0 = data.sequence_length; the learnt position table.
     init_std: 0 = 1 / sqrt(fan_in); matrices that write to the residual stream are divided by
     sqrt(2 * num_layers) in both cases (Radford et al. 2019).
+    window: a pattern over layers, repeated: how far a layer looks, in tokens, 0 = everywhere; (128, 128, 0)
+    is ModernBERT's. rotary_local_base: of layers with a window, 0 = rotary_base.
+    stochastic_depth: the last block's chance to be left out, growing linearly from 0 at the first.
+    logit_softcap, attention_softcap: cap * tanh(x / cap), 0 = none. embedding_norm: a norm after the
+    embeddings. biases: of matrices and LayerNorms.
     dtype: of matrix products; "auto" = bfloat16 on TPU and GPU, float32 on CPU.
+    kernel: of attention; "auto" = dense while its scores are few, else blockwise.
     scan_layers: compile one block and scan; unrolled is faster on a CPU but compiles longer.
     remat: recompute blocks in the backward pass instead of keeping their activations.
     """
@@ -43,13 +53,24 @@ class ModelConfig:
     vocab_size: int = identity(0)
     max_length: int = identity(0)
     causal: bool = identity(True)
+    block: str = identity("prenorm", neutral="prenorm")
     positions: str = identity("rotary")
     rotary_base: float = identity(10000.0)
+    rotary_local_base: float = identity(0.0, neutral=0.0)
+    window: tuple[int, ...] = identity((0,), neutral=(0,))
     norm: str = identity("rmsnorm")
+    embedding_norm: bool = identity(False, neutral=False)
+    qk_norm: bool = identity(False, neutral=False)
     activation: str = identity("swiglu")
+    biases: bool = identity(False, neutral=False)
+    tied_head: bool = identity(True, neutral=True)
+    logit_softcap: float = identity(0.0, neutral=0.0)
+    attention_softcap: float = identity(0.0, neutral=0.0)
     dropout: float = identity(0.0)
+    stochastic_depth: float = identity(0.0, neutral=0.0)
     init_std: float = identity(0.0)
     dtype: str = runtime("auto")
+    kernel: str = runtime("auto")
     scan_layers: bool = runtime(True)
     remat: bool = runtime(False)
 
@@ -62,13 +83,22 @@ class ModelConfig:
         return self.head_dim or self.model_dim // self.num_heads
 
     @property
+    def gated(self) -> bool:
+        return ACTIVATIONS[self.activation].gated
+
+    @property
     def mlp_size(self) -> int:
-        gated = -(-8 * self.model_dim // 3 // 8) * 8
-        return self.mlp_dim or (gated if self.activation == "swiglu" else 4 * self.model_dim)
+        two_thirds = -(-8 * self.model_dim // 3 // 8) * 8
+        return self.mlp_dim or (two_thirds if self.gated else 4 * self.model_dim)
 
     @property
     def padded_vocab(self) -> int:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The window of every layer."""
+        return tuple(self.window[i % len(self.window)] for i in range(self.num_layers))
 
     def std(self, fan_in: int, residual: bool = False) -> float:
         """Standard deviation of a matrix's initial entries."""
@@ -76,17 +106,15 @@ class ModelConfig:
         return std / math.sqrt(2 * self.num_layers) if residual else std
 
 
-POSITIONS = ("rotary", "learnt")
-
-
 class Aux(NamedTuple):
     """What a forward pass gives beside the hidden states.
 
-    losses: {name: (sum, weight)} of the model's own losses; cache: filled [layers, ...], or None.
+    losses: {name: (sum, weight)} of the model's own losses; layers: what the blocks kept, stacked on a
+    leading axis: the filled cache, and what was captured.
     """
 
     losses: dict[str, tuple[jax.Array, jax.Array]]
-    cache: KVCache | None
+    layers: Kept
 
 
 class Transformer(nn.Module):
@@ -102,28 +130,33 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.embedding = self.param("embedding", self._init_embedding, c.padded_vocab, "vocab")
-        if c.positions == "learnt":
+        if POSITIONS[c.positions].learnt:
             self.position_embedding = self.param(
                 "position_embedding", self._init_embedding, c.max_length, None
             )
+        if c.embedding_norm:
+            self.embedding_norm = layers.NORMS[c.norm](self.layout, c.dtype, c.biases)
         self.blocks = self.param("blocks", self._init_blocks)
-        self.final_norm = layers.NORMS[c.norm](self.layout, c.dtype)
+        if not BLOCKS[c.block].ends_normed:
+            self.final_norm = layers.NORMS[c.norm](self.layout, c.dtype, c.biases)
+        if not c.tied_head:
+            self.head = self.param("head", self._init_embedding, c.padded_vocab, "vocab")
 
     def _init_embedding(self, key: jax.Array, rows: int, axis: str | None) -> jax.Array:
         shape, std = (rows, self.config.model_dim), self.config.std(fan_in=self.config.model_dim)
         return self.layout.store(std * jax.random.normal(key, shape, jnp.float32), axis, "embed")
 
-    def _block(self) -> PreNormBlock:
-        return PreNormBlock(self.config, self.layout, self.config.dtype, parent=None)
+    def _block(self) -> Block:
+        return BLOCKS[self.config.block](self.config, self.layout, self.config.dtype, parent=None)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         """Parameters of all blocks, stacked on a leading axis."""
         ids = dummy_ids(self.layout)
         x_bld = jnp.zeros((*ids.shape, self.config.model_dim), self.config.dtype)
-        mask = Mask(ids, ids, ids, ids, self.config.causal)
+        call = Call(ids, Mask(ids, ids, self.config.causal))
 
         def init_block(key: jax.Array) -> Any:
-            return self._block().init(key, x_bld, ids, mask)["params"]
+            return self._block().init(key, x_bld, call, Layer())["params"]
 
         return jax.vmap(init_block)(jax.random.split(key, self.config.num_layers))
 
@@ -136,59 +169,84 @@ class Transformer(nn.Module):
         key: jax.Array | None = None,
         cache: KVCache | None = None,
         cache_index: jax.Array | int = 0,
+        capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, Aux]:
         """tokens, positions, segments: int32 [batch, length] to hidden states [batch, length, d].
 
         key: for dropout; None in evaluation. cache: [layers, batch, total, kv_heads, head_dim] pair;
-        this call's tokens stand at ``cache_index`` of its rows (one segment a row).
+        this call's tokens stand at ``cache_index`` of its rows (one segment a row). capture: "hidden"
+        gives every block's output [layers, batch, length, d] in ``aux.layers``, "attention" its weights
+        [layers, batch, heads, length, keys], whatever the kernel.
         """
-        c, layout = self.config, self.layout
-        key = key if c.dropout else None
-        x_bld = self._embed(self.embedding, tokens)
-        if c.positions == "learnt":
-            x_bld = x_bld + self._embed(self.position_embedding, positions)
-        if key is not None:
-            key, embedding_key = jax.random.split(key)
-            x_bld = layers.dropout(x_bld, c.dropout, embedding_key)
-        mask = self._mask(segments, cache, cache_index)
+        c = self.config
+        drawing = c.dropout or c.stochastic_depth
+        key, embedding_key = jax.random.split(key) if key is not None and drawing else (None, None)
+        x_bld = layers.dropout(self._embed(tokens, positions), c.dropout, embedding_key)
+        if cache is None:
+            mask = Mask(segments, segments, c.causal)
+        else:
+            mask = _decoding_mask(segments.shape, cache.k.shape[2], cache_index)
+        call = Call(positions, mask, cache_index, capture)
         block = self._block()
 
-        def apply_block(x_bld: jax.Array, layer: tuple) -> tuple[jax.Array, KVCache | None]:
-            params, key, cache = layer
-            return block.apply({"params": params}, x_bld, positions, mask, key, cache, cache_index)
+        def apply_block(x_bld: jax.Array, layer: tuple[Any, Layer]) -> tuple[jax.Array, Kept]:
+            params, own = layer
+            x_bld, kept = block.apply({"params": params}, x_bld, call, own)
+            return x_bld, kept._replace(hidden=x_bld if "hidden" in capture else None)
 
-        keys = None if key is None else jax.random.split(key, c.num_layers)
-        x_bld = layout.shard(x_bld, "batch", None, None)
-        x_bld, cache = _run_stack(apply_block, x_bld, (self.blocks, keys, cache), c)
-        return self.final_norm(x_bld), Aux({}, cache)
+        x_bld, kept = _run_stack(apply_block, x_bld, (self.blocks, _layers(c, key, cache)), c)
+        return x_bld if BLOCKS[c.block].ends_normed else self.final_norm(x_bld), Aux({}, kept)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., length, d] to float32 scores [..., length, padded_vocab]; padded entries are -1e30."""
         c = self.config
-        w_vd = self.layout.shard(self.embedding.astype(c.dtype), "vocab", None)
+        head = self.embedding if c.tied_head else self.head
         scores = jnp.einsum(
             "bld,vd->blv",
             hidden,
-            w_vd,
+            self.layout.shard(head.astype(c.dtype), "vocab", None),
             preferred_element_type=jnp.float32,
             out_sharding=self.layout.spec("batch", None, "vocab"),
         )
+        if c.logit_softcap:
+            scores = c.logit_softcap * jnp.tanh(scores / c.logit_softcap)
         real = jnp.arange(c.padded_vocab) < c.vocab_size
         return jnp.where(real, scores, -1e30) if c.padded_vocab > c.vocab_size else scores
 
-    def _embed(self, table: jax.Array, ids_bl: jax.Array) -> jax.Array:
+    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Token embeddings, with what the positions add, normed where the config says so."""
+        c, scheme = self.config, POSITIONS[self.config.positions]
+        x_bld = self._look_up(self.embedding, tokens)
+        if scheme.learnt:
+            x_bld = x_bld + self._look_up(self.position_embedding, positions)
+        if scheme.embed is not None:
+            x_bld = x_bld + scheme.embed(positions, c.model_dim).astype(x_bld.dtype)
+        return self.embedding_norm(x_bld) if c.embedding_norm else x_bld
+
+    def _look_up(self, table: jax.Array, ids_bl: jax.Array) -> jax.Array:
         w = self.layout.shard(table.astype(self.config.dtype), None, None)
         return w.at[ids_bl].get(out_sharding=self.layout.spec("batch", None, None))
 
-    def _mask(self, segments: jax.Array, cache: KVCache | None, cache_index: jax.Array | int) -> Mask:
-        batch, length = segments.shape
-        index = jnp.broadcast_to(jnp.arange(length), segments.shape)
-        if cache is None:
-            return Mask(index, index, segments, segments, self.config.causal)
-        total = cache.k.shape[2]
-        kv_index = jnp.broadcast_to(jnp.arange(total), (batch, total))
-        ones = jnp.ones_like(kv_index)
-        return Mask(index + cache_index, kv_index, jnp.ones_like(index), ones, causal=True)
+
+def _decoding_mask(shape: tuple[int, int], total: int, cache_index: jax.Array | int) -> Mask:
+    """One segment a row, new tokens from ``cache_index`` on."""
+    batch, length = shape
+    ones = jnp.ones((batch, total), jnp.int32)
+    return Mask(ones[:, :length], ones, causal=True, q_start=cache_index)
+
+
+def _layers(c: ModelConfig, key: jax.Array | None, cache: KVCache | None) -> Layer:
+    """What is each layer's own, stacked on a leading axis."""
+    windows = jnp.asarray(c.windows, jnp.int32)
+    bases = jnp.where(windows > 0, c.rotary_local_base, c.rotary_base)
+    share = jnp.linspace(0.0, 1.0, c.num_layers) if c.num_layers > 1 else jnp.ones(1)
+    return Layer(
+        key=None if key is None else jax.random.split(key, c.num_layers),
+        cache=cache,
+        window=windows if any(c.windows) else None,
+        rotary_base=bases if c.rotary_local_base else None,
+        drop_rate=c.stochastic_depth * share if c.stochastic_depth else None,
+    )
 
 
 def dummy_ids(layout: Layout) -> jax.Array:
@@ -204,19 +262,17 @@ def init_params(model: Transformer, key: jax.Array) -> Any:
 
 def _run_stack(
     apply_block: Callable, x_bld: jax.Array, stacked: Any, config: ModelConfig
-) -> tuple[jax.Array, KVCache | None]:
+) -> tuple[jax.Array, Kept]:
     """Runs the blocks one after another, by a scan or unrolled; the same path for training and decoding."""
     if config.remat:
         apply_block = jax.checkpoint(apply_block)
     if config.scan_layers:
         return jax.lax.scan(apply_block, x_bld, stacked)
-    caches = []
+    kept = []
     for layer in _unstack(stacked, config.num_layers):
-        x_bld, cache = apply_block(x_bld, layer)
-        caches.append(cache)
-    if caches[0] is None:
-        return x_bld, None
-    return x_bld, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        x_bld, one = apply_block(x_bld, layer)
+        kept.append(one)
+    return x_bld, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
 def _unstack(stacked: Any, count: int) -> list[Any]:

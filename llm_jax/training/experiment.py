@@ -20,54 +20,97 @@ from llm_jax.config import choice, identity, part, runtime
 from llm_jax.data.packing import PACKINGS
 from llm_jax.errors import UserError
 from llm_jax.mesh import MeshConfig
+from llm_jax.models.attention import KERNELS
+from llm_jax.models.blocks import BLOCKS
 from llm_jax.models.layers import NORMS
-from llm_jax.models.mlp import MLPS
-from llm_jax.models.transformer import POSITIONS, ModelConfig
+from llm_jax.models.mlp import ACTIVATIONS
+from llm_jax.models.positions import POSITIONS
+from llm_jax.models.transformer import ModelConfig
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM
-from llm_jax.text import corpora
-from llm_jax.text.prepare import VALIDATION, DataConfig
+from llm_jax.text import sources
+from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
 from llm_jax.text.tokenizers import TOKENIZERS, SentencePieceConfig
-from llm_jax.training.optimizers import OPTIMIZERS, AdamW
-from llm_jax.training.schedules import SCHEDULES, WarmupCosine
+from llm_jax.training import optimizers
+from llm_jax.training.loss_scale import LossScaleConfig
+from llm_jax.training.optimizers import OPTIMIZERS
+from llm_jax.training.schedules import SCHEDULES, Schedule
 
 OBJECTIVES = {"clm": CLM, "mlm": MLM}
+INIT_VOCABULARY = ("error", "mean", "fresh")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """every: steps between evaluations, 0 = only at the end; batches: of the validation split, 0 = all;
-    batch_size: 0 = rows of a micro-batch."""
+    """every: steps between evaluations, 0 = only at the end; batches: of each set, 0 = all; batch_size:
+    0 = rows of a micro-batch; sets: named texts to be judged on beside the validation splits."""
 
     every: int = runtime(0)
     batches: int = runtime(0)
     batch_size: int = runtime(0)
+    sets: tuple[SetConfig, ...] = runtime(())
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """every: steps between checkpoints, 0 = only at the end; keep: how many are kept."""
+    """When the state is saved, and which of what was saved stays. The end is always saved.
+
+    every: steps between checkpoints, every_minutes: minutes between them (taken between dispatches); 0 =
+    never. keep: the newest, at least 1. keep_best: so many of lowest validation loss; an evaluation that is
+    one of them is saved at once. keep_every: multiples of so many steps are saved and kept for ever.
+    """
 
     every: int = runtime(0)
+    every_minutes: float = runtime(0.0)
     keep: int = runtime(2)
+    keep_best: int = runtime(0)
+    keep_every: int = runtime(0)
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What is written to samples.txt at the end: ``count`` continuations of ``prompt``, ``tokens`` long.
-    For an encoder the prompt holds blanks, written <mask>."""
+    """What is written to samples.txt: ``count`` continuations of ``prompt``, ``tokens`` long. For an encoder
+    the prompt holds blanks, written <mask>. every: steps between samples, 0 = only at the end."""
 
     prompt: str = runtime("")
     count: int = runtime(2)
     tokens: int = runtime(100)
     temperature: float = runtime(0.8)
+    every: int = runtime(0)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Beside metrics/: tensorboard: event files in the run directory; wandb_project: "" = no W&B.
+    profile: "START:STOP", steps that jax.profiler traces into profile/."""
+
+    tensorboard: bool = runtime(False)
+    wandb_project: str = runtime("")
+    profile: str = runtime("")
+
+    @property
+    def profiled(self) -> tuple[int, int]:
+        """(first step, step to stop before); (0, 0) for none. Raises UserError for anything else."""
+        start, colon, stop = self.profile.partition(":")
+        if not self.profile:
+            return 0, 0
+        if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise UserError(f"config.logging.profile={self.profile!r}: write START:STOP in steps, like 20:30")
+        return int(start), int(stop)
 
 
 @dataclass(frozen=True)
 class Experiment:
     """Everything about a run. accumulation: micro-batches of a step; steps_per_dispatch: steps that the
     device makes without the host; cadences are multiples of it. expected_loss: the range in which the
-    final validation loss should fall, printed beside it; () = unknown."""
+    final validation loss should fall, printed beside it; () = unknown. ema_decay: of the running mean of
+    the parameters, which is then what is evaluated, sampled and shipped; 0 = none.
+
+    init_from: a run or a checkpoint directory whose parameters this run begins with; its optimiser and its
+    step are not taken, and a run that goes on does not look at it. init_skip: expressions over parameter
+    names; those keep their fresh values. init_vocabulary: what the rows of tokens that the old vocabulary
+    has not are: "error", "mean" of the old rows with a little noise, or "fresh".
+    """
 
     seed: int = identity(0)
     steps: int = identity(100)
@@ -75,16 +118,22 @@ class Experiment:
     accumulation: int = runtime(1)
     steps_per_dispatch: int = runtime(1)
     expected_loss: tuple[float, ...] = runtime(())
+    ema_decay: float = identity(0.0, neutral=0.0)
+    init_from: str = runtime("")
+    init_skip: tuple[str, ...] = identity((), neutral=())
+    init_vocabulary: str = identity("error", neutral="error")
     data: DataConfig = part(DataConfig)
     tokenizer: Any = choice(TOKENIZERS, "char")
     model: ModelConfig = part(ModelConfig)
     objective: Any = choice(OBJECTIVES, "clm")
-    optimizer: AdamW = choice(OPTIMIZERS, "adamw")
-    schedule: WarmupCosine = choice(SCHEDULES, "cosine")
+    optimizer: optimizers.Section = choice(OPTIMIZERS, "adamw")
+    schedule: Schedule = choice(SCHEDULES, "cosine")
+    loss_scale: LossScaleConfig = part(LossScaleConfig)
     mesh: MeshConfig = part(MeshConfig)
     evaluation: EvaluationConfig = part(EvaluationConfig)
     checkpoint: CheckpointConfig = part(CheckpointConfig)
     samples: SampleConfig = part(SampleConfig)
+    logging: LoggingConfig = part(LoggingConfig)
 
     @property
     def micro_batch(self) -> int:
@@ -114,10 +163,7 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment
     check_values(experiment)
     check_model(experiment)
     check_cadences(experiment)
-    if not experiment.data.shards:
-        for source in experiment.data.text:
-            if source not in corpora.EMBEDDED:
-                corpora.find(source)
+    sources.check(experiment.data, experiment.evaluation.sets)
     return experiment
 
 
@@ -153,13 +199,24 @@ def check_values(e: Experiment) -> None:
             raise UserError(f"config.{key} must be at least 1, not {values[key]}")
     if not 0 <= e.seed < 2**31:
         raise UserError(f"config.seed must be at least 0 and less than 2^31, not {e.seed}")
+    for key in ("every", "every_minutes", "keep_best", "keep_every"):
+        if values[f"checkpoint.{key}"] < 0:
+            raise UserError(f"config.checkpoint.{key} must be at least 0, not {values[f'checkpoint.{key}']}")
+    if not 0.0 <= e.ema_decay < 1.0:
+        raise UserError(f"config.ema_decay must be at least 0 and less than 1, not {e.ema_decay}")
+    optimizers.check(e.optimizer)
+    if not e.init_from and (e.init_skip or e.init_vocabulary != "error"):
+        raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
     names = {
         "data.validation": VALIDATION,
         "data.rows": PACKINGS,
         "model.positions": POSITIONS,
         "model.norm": NORMS,
-        "model.activation": MLPS,
-        "model.dtype": ("auto", "float32", "bfloat16"),
+        "model.activation": ACTIVATIONS,
+        "model.block": BLOCKS,
+        "model.kernel": ("auto", *KERNELS),
+        "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+        "init_vocabulary": INIT_VOCABULARY,
     }
     for key, known in names.items():
         if values[key] not in known:
@@ -202,10 +259,7 @@ def check_model(e: Experiment) -> None:
 
 def check_cadences(e: Experiment) -> None:
     """Batches that divide, cadences that fall between dispatches, a warm-up that ends."""
-    if e.schedule.warmup_steps >= e.steps:
-        raise UserError(
-            f"config.schedule.warmup_steps={e.schedule.warmup_steps} must be less than steps={e.steps}"
-        )
+    e.schedule.check(e.steps)
     if e.global_batch_size % e.accumulation:
         raise UserError(
             f"config.global_batch_size={e.global_batch_size} is not divisible by "
@@ -215,6 +269,10 @@ def check_cadences(e: Experiment) -> None:
         "steps": e.steps,
         "evaluation.every": e.evaluation.every,
         "checkpoint.every": e.checkpoint.every,
+        "checkpoint.keep_every": e.checkpoint.keep_every,
+        "samples.every": e.samples.every,
+        "logging.profile (start)": e.logging.profiled[0],
+        "logging.profile (stop)": e.logging.profiled[1],
     }
     for key, value in cadences.items():
         if value % e.steps_per_dispatch:

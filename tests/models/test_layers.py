@@ -1,14 +1,16 @@
 """Layers against independent computations in numpy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import layout_of
 
-from llm_jax.models import layers
-from llm_jax.models.attention import Mask, attend
-from llm_jax.models.mlp import MLPS
+from llm_jax.models import attend, blockwise, layers, positions
+from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.mlp import ACTIVATIONS, MLP
 from llm_jax.models.transformer import ModelConfig
 
 DRAW = np.random.default_rng(0)
@@ -20,21 +22,41 @@ def one_device():
         yield
 
 
+# ---- norms and dropout ----------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", layers.NORMS)
 def test_norms(name):
     x = DRAW.normal(2.0, 3.0, (2, 3, 8)).astype(np.float32)
-    scale = DRAW.normal(size=8).astype(np.float32)
-    norm = layers.NORMS[name](layout_of(), "float32")
-    out = norm.apply({"params": {"scale": scale}}, x)
+    scale, bias = (DRAW.normal(size=8).astype(np.float32) for _ in range(2))
+    norm = layers.NORMS[name](layout_of(), "float32", biases=True)
+    out = norm.apply({"params": {"scale": scale, "bias": bias}}, x)
     centred = x - x.mean(-1, keepdims=True) if name == "layernorm" else x
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.epsilon) * scale
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.epsilon) * scale + bias
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_share_and_scale():
+    x = layers.dropout(jnp.ones((64, 64)), 0.25, jax.random.key(0))
+    kept = np.asarray(x) > 0
+    assert 0.72 < kept.mean() < 0.78
+    np.testing.assert_allclose(np.asarray(x)[kept], 1 / 0.75, rtol=1e-6)
+
+
+def test_drop_path_drops_whole_rows():
+    x = layers.drop_path(jnp.ones((200, 4, 4)), jnp.asarray(0.25), jax.random.key(0))
+    rows = np.asarray(x).reshape(200, -1)
+    assert (rows == rows[:, :1]).all() and 0.65 < (rows[:, 0] > 0).mean() < 0.85
+    np.testing.assert_allclose(rows[rows > 0], 1 / 0.75, rtol=1e-6)
+
+
+# ---- positions ------------------------------------------------------------------------------
 
 
 def test_rotation_by_complex_numbers():
     x = DRAW.normal(size=(1, 5, 2, 8)).astype(np.float32)
     places = np.array([[0, 1, 2, 7, 100]])
-    turned = layers.rotate(jnp.asarray(x), jnp.asarray(places), 10000.0)
+    turned = positions.rotate(jnp.asarray(x), jnp.asarray(places), 10000.0)
     pairs = x[..., :4] + 1j * x[..., 4:]
     angle = places[:, :, None, None] * 10000.0 ** (-np.arange(4) / 4)
     expected = pairs * np.exp(1j * angle)
@@ -46,71 +68,164 @@ def test_rotary_scores_depend_on_distance_alone():
     q, k = (jnp.asarray(DRAW.normal(size=(1, 1, 1, 16)), jnp.float32) for _ in range(2))
 
     def score(i, j):
-        at = lambda x, place: layers.rotate(x, jnp.array([[place]]), 100.0)  # noqa: E731
+        at = lambda x, place: positions.rotate(x, jnp.array([[place]]), 100.0)  # noqa: E731
         return float(jnp.sum(at(q, i) * at(k, j)))
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert abs(score(7, 3) - score(7, 4)) > 1e-3
 
 
-def attention_by_hand(q, k, v, allowed):
+def test_sinusoids():
+    places = np.array([[0, 1, 50]])
+    out = positions.sinusoids(jnp.asarray(places), 8)
+    for i in range(4):
+        angle = places / 10000 ** (i / 3)
+        np.testing.assert_allclose(out[..., i], np.sin(angle), atol=1e-5)
+        np.testing.assert_allclose(out[..., i + 4], np.cos(angle), atol=1e-5)
+
+
+def test_alibi_slopes():
+    """The paper's own values for 8 heads and its rule for 12."""
+    np.testing.assert_allclose(positions.alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+    twelve = [2.0**-i for i in range(1, 9)] + [2.0**-i for i in (0.5, 1.5, 2.5, 3.5)]
+    np.testing.assert_allclose(positions.alibi_slopes(12), twelve, rtol=1e-6)
+
+
+# ---- attention ------------------------------------------------------------------------------
+
+KERNELS = {"dense": attend.dense, "blockwise": blockwise.blockwise}
+CASES = {
+    "decoder": {},
+    "encoder": {"causal": False},
+    "decoder with a window": {"window": 3},
+    "encoder with a window": {"causal": False, "window": 3},
+    "a window of 0": {"window": 0},
+    "capped": {"softcap": 0.5},
+    "alibi": {"slopes": True},
+    "alibi encoder": {"slopes": True, "causal": False},
+    "decoding": {"q_start": 5},
+    "one key-value head": {"kv_heads": 1},
+    "no groups": {"kv_heads": 4},
+}
+
+
+def attention_case(causal=True, window=None, softcap=0.0, slopes=False, q_start=0, kv_heads=2):
+    """q, k, v, mask and scoring on packed rows of 11 tokens; the same by hand."""
+    draw = np.random.default_rng(1)
+    q = draw.normal(size=(2, 11 - q_start, 4, 8)).astype(np.float32)
+    k, v = (draw.normal(size=(2, 11, kv_heads, 8)).astype(np.float32) for _ in range(2))
+    segments = np.array([[1] * 6 + [2] * 5, [1] * 11])
+    distance = np.arange(q_start, 11)[:, None] - np.arange(11)
+    allowed = segments[:, q_start:, None] == segments[:, None, :]
+    allowed &= (distance >= 0) if causal else True
+    allowed &= (abs(distance) < window) if window else True
+    steep = np.array([0.5, 0.25, 0.1, 0.0], np.float32)
+    bias = -steep[:, None, None] * abs(distance) if slopes else np.zeros((4, 1, 1))
+    expected = attention_by_hand(q, k, v, allowed, bias, softcap)
+    mask = Mask(jnp.asarray(segments[:, q_start:]), jnp.asarray(segments), causal, q_start, window)
+    scoring = Scoring(jnp.asarray(steep) if slopes else None, softcap)
+    return tuple(map(jnp.asarray, (q, k, v))), mask, scoring, expected
+
+
+def attention_by_hand(q, k, v, allowed, bias, softcap):
     """One head after the other, in float64."""
     out = np.zeros(q.shape)
     share = q.shape[2] // k.shape[2]
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
-            scores = q[b, :, h] @ k[b, :, h // share].T / np.sqrt(q.shape[3])
-            scores = np.where(allowed[b], scores, -np.inf)
-            p = np.exp(scores - scores.max(-1, keepdims=True))
+            s = q[b, :, h].astype(np.float64) @ k[b, :, h // share].T / np.sqrt(q.shape[3])
+            s = softcap * np.tanh(s / softcap) if softcap else s
+            s = np.where(allowed[b], s + bias[h], -np.inf)
+            p = np.exp(s - s.max(-1, keepdims=True))
             out[b, :, h] = p / p.sum(-1, keepdims=True) @ v[b, :, h // share]
     return out
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention(kv_heads, causal):
-    q = DRAW.normal(size=(2, 6, 4, 8)).astype(np.float32)
-    k, v = (DRAW.normal(size=(2, 6, kv_heads, 8)).astype(np.float32) for _ in range(2))
-    index = np.broadcast_to(np.arange(6), (2, 6))
-    segments = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1]])
-    allowed = segments[:, :, None] == segments[:, None, :]
-    if causal:
-        allowed = allowed & np.tril(np.ones((6, 6), bool))
-    out = attend(*map(jnp.asarray, (q, k, v)), Mask(index, index, segments, segments, causal), layout_of())
-    np.testing.assert_allclose(out, attention_by_hand(q, k, v, allowed), atol=2e-6)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", CASES)
+def test_attention(case, kernel, monkeypatch):
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    inputs, mask, scoring, expected = attention_case(**CASES[case])
+    out = attend.attend(*inputs, mask, scoring, layout_of(), KERNELS[kernel])
+    np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
-def test_a_query_that_may_look_at_nothing_is_finite():
+@pytest.mark.parametrize("case", CASES)
+def test_blockwise_gradients(case, monkeypatch):
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    inputs, mask, scoring, _ = attention_case(**CASES[case])
+
+    def gradient(kernel):
+        def loss(q, k, v):
+            out = attend.attend(q, k, v, mask, scoring, layout_of(), kernel)
+            return jnp.sum(out * jnp.sin(jnp.arange(out.size)).reshape(out.shape))
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
+
+    for one, other in zip(gradient(attend.dense), gradient(blockwise.blockwise), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_blockwise_memory_is_linear():
+    """Forward and backward at 16,384 and 32,768 tokens; full scores would take 17 GB at the second."""
+
+    def temporaries(length):
+        def loss(q, k, v):
+            ones = jnp.ones((1, length), jnp.int32)
+            return attend.attend(
+                q, k, v, Mask(ones, ones, True), Scoring(), layout_of(), blockwise.blockwise
+            ).sum()
+
+        x = jax.ShapeDtypeStruct((1, length, 4, 32), jnp.float32)
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    half, whole = temporaries(16384), temporaries(32768)
+    assert whole < 2.1 * half
+    assert whole < 20 * (32768 * 4 * 32 * 4)  # twenty copies of the queries
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_query_that_may_look_at_nothing_is_finite(kernel):
     q, k, v = (jnp.ones((1, 2, 1, 4)) for _ in range(3))
-    index = jnp.arange(2)[None]
-    mask = Mask(index, index, jnp.array([[1, 3]]), jnp.array([[1, 2]]), True)
-    out, gradient = jax.value_and_grad(lambda q: attend(q, k, v, mask, layout_of()).sum())(q)
+    mask = Mask(jnp.array([[1, 3]]), jnp.array([[1, 2]]), True)
+
+    def total(q):
+        return attend.attend(q, k, v, mask, Scoring(), layout_of(), KERNELS[kernel]).sum()
+
+    out, gradient = jax.value_and_grad(total)(q)
     assert np.isfinite(out) and np.isfinite(gradient).all()
 
 
-def test_mlps():
-    x = DRAW.normal(size=(1, 3, 8)).astype(np.float32)
-    w = {name: DRAW.normal(size=(8, 16)).astype(np.float32) for name in ("in", "gate")}
-    w["out"] = DRAW.normal(size=(16, 8)).astype(np.float32)
-    config = ModelConfig(model_dim=8, mlp_dim=16, dtype="float32")
-
-    def run(name, weights):
-        return MLPS[name](config, layout_of(), "float32").apply({"params": weights}, x)
-
-    def gelu(z):
-        from math import erf
-
-        return z * 0.5 * (1 + np.vectorize(erf)(z / np.sqrt(2)))
-
-    plain = gelu(x @ w["in"]) @ w["out"]
-    np.testing.assert_allclose(run("gelu", {k: w[k] for k in ("in", "out")}), plain, rtol=1e-4, atol=1e-5)
-    gate = x @ w["gate"]
-    gated = (gate / (1 + np.exp(-gate)) * (x @ w["in"])) @ w["out"]
-    np.testing.assert_allclose(run("swiglu", w), gated, rtol=1e-4, atol=1e-5)
+# ---- mlp ------------------------------------------------------------------------------------
 
 
-def test_dropout_share_and_scale():
-    x = layers.dropout(jnp.ones((64, 64)), 0.25, jax.random.key(0))
-    kept = np.asarray(x) > 0
-    assert 0.72 < kept.mean() < 0.78
-    np.testing.assert_allclose(np.asarray(x)[kept], 1 / 0.75, rtol=1e-6)
+def erf_gelu(z):
+    return z * 0.5 * (1 + np.vectorize(math.erf)(z / np.sqrt(2)))
+
+
+ACTIVATED = {
+    "gelu": lambda a, _: erf_gelu(a),
+    "gelu_tanh": lambda a, _: 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))),
+    "relu2": lambda a, _: np.maximum(a, 0) ** 2,
+    "swiglu": lambda a, g: g / (1 + np.exp(-g)) * a,
+    "geglu": lambda a, g: erf_gelu(g) * a,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("biases", [False, True])
+def test_mlp(name, biases):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(1, 3, 8)).astype(np.float32)
+    config = ModelConfig(model_dim=8, mlp_dim=16, dtype="float32", activation=name, biases=biases)
+    mlp = MLP(config, layout_of(), "float32")
+    shapes = jax.eval_shape(lambda: mlp.init(jax.random.key(0), x))["params"]
+    assert ("gate" in shapes) == (name in ("swiglu", "geglu")) and ("in_bias" in shapes) == biases
+    w = {key: draw.normal(size=shape.shape).astype(np.float32) for key, shape in shapes.items()}
+
+    def linear(z, key):
+        return z @ w[key] + w.get(f"{key}_bias", 0.0)
+
+    hidden = ACTIVATED[name](linear(x, "in"), linear(x, "gate") if "gate" in w else None)
+    np.testing.assert_allclose(mlp.apply({"params": w}, x), linear(hidden, "out"), rtol=2e-4, atol=1e-4)

@@ -1,0 +1,135 @@
+"""Attention itself: one function, a mask as a small object, kernels behind a table.
+
+Letters of the axes as in layers.py: b batch, l queries, m keys, h query heads, g key-value heads,
+r = h / g, k features of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.mesh import Layout
+
+NOTHING = float(jnp.finfo(jnp.float32).min)  # the score of a key that may not be looked at
+
+# Above so many scores (1 GB in float32) the automatic choice is the blockwise kernel.
+MAX_DENSE_SCORES = 1 << 28
+
+
+class Mask(NamedTuple):
+    """Who may look at whom: the same segment; if causal, not ahead; within a window, not too far.
+
+    q_segments: int [batch, l], kv_segments: int [batch, m], 0 for padding. q_start: int, place of the first
+    query among the keys (more than 0 when decoding). window: int scalar or None; a query sees the keys at
+    a distance less than it, 0 = all.
+    """
+
+    q_segments: jax.Array
+    kv_segments: jax.Array
+    causal: bool
+    q_start: jax.Array | int = 0
+    window: jax.Array | int | None = None
+
+    def dense(self) -> jax.Array:
+        """bool [batch, l, m], True where a query may look."""
+        return self.block(0, self.q_segments.shape[1], 0, self.kv_segments.shape[1])
+
+    def block(self, q: jax.Array | int, rows: int, kv: jax.Array | int, columns: int) -> jax.Array:
+        """The part of ``dense`` at queries q .. q + rows - 1 and keys kv .. kv + columns - 1."""
+        q_segments = jax.lax.dynamic_slice_in_dim(self.q_segments, q, rows, axis=1)
+        kv_segments = jax.lax.dynamic_slice_in_dim(self.kv_segments, kv, columns, axis=1)
+        allowed = q_segments[:, :, None] == kv_segments[:, None, :]
+        distance = self.distance(q, rows, kv, columns)
+        if self.causal:
+            allowed &= distance >= 0
+        if self.window is not None:
+            allowed &= (jnp.abs(distance) < self.window) | (self.window == 0)
+        return allowed
+
+    def distance(self, q: jax.Array | int, rows: int, kv: jax.Array | int, columns: int) -> jax.Array:
+        """int [rows, columns]: place of the query less place of the key."""
+        return (self.q_start + q + jnp.arange(rows))[:, None] - (kv + jnp.arange(columns))[None, :]
+
+
+class Scoring(NamedTuple):
+    """How scores are made of products. slopes: float [h], ALiBi's, or None; softcap: 0 = none."""
+
+    slopes: jax.Array | None = None
+    softcap: float = 0.0
+
+
+def scores(
+    q_blgrk: jax.Array, k_bmgk: jax.Array, distance_lm: jax.Array, scoring: Scoring, layout: Layout
+) -> jax.Array:
+    """float32 scores [batch, g, r, l, m] before the mask: q k / sqrt(head_dim), capped, less ALiBi's slopes.
+
+    softcap: cap * tanh(score / cap) (Gemma 2, arXiv 2408.00118). ALiBi: a score falls by slope * distance
+    (Press et al. 2021, arXiv 2108.12409), to both sides in an encoder.
+    """
+    s_bgrlm = jnp.einsum(
+        "blgrk,bmgk->bgrlm",
+        q_blgrk,
+        k_bmgk,
+        preferred_element_type=jnp.float32,
+        out_sharding=layout.spec("batch", "kv_heads", None, None, None),
+    ) / math.sqrt(q_blgrk.shape[-1])
+    if scoring.softcap:
+        s_bgrlm = scoring.softcap * jnp.tanh(s_bgrlm / scoring.softcap)
+    if scoring.slopes is not None:
+        slopes_gr = jnp.reshape(scoring.slopes, q_blgrk.shape[2:4])
+        slopes_gr = jax.sharding.reshard(slopes_gr, layout.spec("kv_heads", None))
+        s_bgrlm -= slopes_gr[:, :, None, None] * jnp.abs(distance_lm)
+    return s_bgrlm
+
+
+def dense_weights(
+    q_blgrk: jax.Array, k_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
+) -> jax.Array:
+    """float32 attention weights [batch, g, r, l, m]. Where a query may look at nothing they are equal."""
+    rows, columns = q_blgrk.shape[1], k_bmgk.shape[1]
+    s_bgrlm = scores(q_blgrk, k_bmgk, mask.distance(0, rows, 0, columns), scoring, layout)
+    s_bgrlm = jnp.where(mask.dense()[:, None, None, :, :], s_bgrlm, NOTHING)
+    return jax.nn.softmax(s_bgrlm, axis=-1)
+
+
+def dense(
+    q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
+) -> jax.Array:
+    """The reference: all scores at once. [batch, l, g, r, k]."""
+    p_bgrlm = dense_weights(q_blgrk, k_bmgk, mask, scoring, layout).astype(v_bmgk.dtype)
+    out = layout.spec("batch", None, "kv_heads", None, None)
+    return jnp.einsum("bgrlm,bmgk->blgrk", p_bgrlm, v_bmgk, out_sharding=out)
+
+
+Kernel = Callable[..., jax.Array]
+
+
+def attend(
+    q_blhk: jax.Array,
+    k_bmgk: jax.Array,
+    v_bmgk: jax.Array,
+    mask: Mask,
+    scoring: Scoring,
+    layout: Layout,
+    kernel: Kernel,
+) -> jax.Array:
+    """softmax(scores) v, scores and softmax in float32 (Vaswani et al. 2017). [batch, l, h, head_dim].
+
+    h is a multiple of g: query heads share key-value heads (Ainslie et al. 2023, arXiv 2305.13245).
+    A query that may look at nothing gets something finite, never NaN.
+    """
+    q_blgrk = group_heads(q_blhk, k_bmgk.shape[2], layout)
+    o_blgrk = kernel(q_blgrk, k_bmgk, v_bmgk, mask, scoring, layout)
+    return jnp.reshape(o_blgrk, q_blhk.shape, out_sharding=layout.spec("batch", None, "heads", None))
+
+
+def group_heads(q_blhk: jax.Array, groups: int, layout: Layout) -> jax.Array:
+    """[batch, l, h, k] to [batch, l, g, h / g, k]."""
+    b, l, h, k = q_blhk.shape
+    grouped = layout.spec("batch", None, "kv_heads", None, None)
+    return jnp.reshape(q_blhk, (b, l, groups, h // groups, k), out_sharding=grouped)
