@@ -22,10 +22,15 @@ class Rows(NamedTuple):
 @struct.dataclass
 class Batch:
     """What a step trains on, [batch, length] each: inputs, targets, positions and segments int32,
-    weights float32 (0 where nothing is predicted)."""
+    weights float32 (0 where nothing is predicted).
+
+    predict: int32 [batch, k], places in the row that hold every target, or None where all do. The loss is
+    computed at these alone; a row with fewer targets is filled up with places of weight 0.
+    """
 
     inputs: Any
     targets: Any
     weights: Any
     positions: Any
     segments: Any
+    predict: Any = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_jax.data.batch import Batch, Rows
 from llm_jax.objectives.cross_entropy import PredictsTokens
+from llm_jax.text.words import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class CLM(PredictsTokens):
 
     causal: ClassVar[bool] = True
 
-    def to_batch(self, rows: Rows, draws: np.ndarray, seed: int, vocab_size: int) -> Batch:
+    def to_batch(self, rows: Rows, draws: np.ndarray, seed: int, vocabulary: Vocabulary) -> Batch:
         """Every token whose predecessor stands in the row is a target."""
-        del draws, seed, vocab_size
+        del draws, seed, vocabulary
         here, following = rows.segments[:, :-1], rows.segments[:, 1:]
         weights = ((here == following) & (following > 0)).astype(np.float32)
         return Batch(rows.tokens[:, :-1], rows.tokens[:, 1:], weights, rows.positions[:, :-1], here)

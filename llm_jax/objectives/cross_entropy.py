@@ -3,88 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from llm_jax.config import identity
 from llm_jax.data.batch import Batch
 
 # The most float32 logits held at once, over all devices: 256 MB. Below it nothing is chunked.
 MAX_LOGITS = 1 << 26
+PADDING = -1e29  # logits below it are of entries that pad the vocabulary
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+Sums = dict[str, jax.Array]
 
 
-class TokenSums(NamedTuple):
-    """Weighted sums over a batch, float32 scalars: nats, and right first guesses."""
+@dataclass(frozen=True)
+class PredictsTokens:
+    """The losses of an objective whose targets are tokens.
 
-    loss: jax.Array
-    correct: jax.Array
+    z_loss: coefficient of the mean of log(sum(exp(logits)))^2, which keeps logits from drifting (Chowdhery
+    et al. 2022, PaLM, arXiv 2204.02311: 1e-4). label_smoothing: the share of a target's mass that is spread
+    over the vocabulary (Szegedy et al. 2015, arXiv 1512.00567). Both act on what is trained; the reported
+    "loss" is always the plain cross-entropy.
+
+    ``sums`` are divided by ``weights``, taken over the whole global batch, so that micro-batches and devices
+    never change the mean. Only names with a coefficient are trained on; the rest are reported.
+    """
+
+    z_loss: float = identity(0.0, neutral=0.0)
+    label_smoothing: float = identity(0.0, neutral=0.0)
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        trained = {"smoothed_loss": 1.0} if self.label_smoothing else {"loss": 1.0}
+        return trained | ({"z_loss": self.z_loss} if self.z_loss else {})
+
+    def weights(self, batch: Batch) -> Sums:
+        """{name: total weight}, float32 scalars, of any number of batches."""
+        total = jnp.sum(batch.weights)
+        return dict.fromkeys({"loss", "accuracy", *self.coefficients}, total)
+
+    def sums(self, logits_fn: LogitsFn, hidden: jax.Array, batch: Batch) -> Sums:
+        """{name: sum}, float32 scalars: nats, and right first guesses."""
+        targets, weights = batch.targets, batch.weights
+        if batch.predict is not None:
+            hidden = jnp.take_along_axis(hidden, batch.predict[:, :, None], axis=1)
+            targets, weights = (jnp.take_along_axis(x, batch.predict, axis=1) for x in (targets, weights))
+        extras = tuple(name for name in self.coefficients if name != "loss")
+        return cross_entropy(
+            logits_fn, hidden, targets, weights, extras=extras, smoothing=self.label_smoothing
+        )
 
 
 def cross_entropy(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     hidden: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
     max_logits: int = MAX_LOGITS,
-) -> TokenSums:
-    """Sums over tokens of weight * -log p(target), in float32.
+    extras: tuple[str, ...] = (),
+    smoothing: float = 0.0,
+) -> Sums:
+    """Sums over tokens of weight * value, in float32, for the values "loss", -log p(target), and "accuracy".
 
     hidden: [batch, length, d]; targets: int [batch, length]; weights: float32 [batch, length];
-    logits_fn: [batch, n, d] to float32 [batch, n, vocab]. When the logits of the whole batch would be
-    more than ``max_logits`` numbers, they are made, used and made again in the backward pass, chunk of
-    the length after chunk.
+    logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss" and "smoothed_loss". When the
+    logits of the whole batch would be more than ``max_logits`` numbers, they are made, used and made again
+    in the backward pass, chunk of the length after chunk.
     """
     vocab = jax.eval_shape(logits_fn, hidden).shape[-1]
-    batch, length, _ = hidden.shape
-    count = next(
-        n
-        for n in range(1, length + 1)
-        if length % n == 0 and (n == length or batch * (length // n) * vocab <= max_logits)
-    )
+    count = _chunks(*hidden.shape[:2], vocab, max_logits)
 
-    def chunk_sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> TokenSums:
-        logits = logits_fn(hidden)
-        top = jnp.max(logits, axis=-1, keepdims=True)
-        log_total = jnp.log(jnp.sum(jnp.exp(logits - jax.lax.stop_gradient(top)), axis=-1))
-        log_total += jax.lax.stop_gradient(top[..., 0])
-        # A gather would not do: the vocabulary may be sharded.
-        is_target = targets[..., None] == jnp.arange(vocab)
-        label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        correct = jnp.sum(jnp.where(label >= top[..., 0], weights, 0.0))
-        return TokenSums(jnp.sum((log_total - label) * weights), correct)
+    def chunk_sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> Sums:
+        values = _values(logits_fn(hidden), targets, extras, smoothing)
+        return {name: jnp.sum(x * weights) for name, x in values.items()}
 
     if count == 1:
         return chunk_sums(hidden, targets, weights)
 
-    def body(total: TokenSums, chunk: tuple) -> tuple[TokenSums, None]:
+    def body(total: Sums, chunk: tuple) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, total, jax.checkpoint(chunk_sums)(*chunk)), None
 
     chunks = tuple(_split_length(x, count) for x in (hidden, targets, weights))
-    zero = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(body, TokenSums(zero, zero), chunks)[0]
+    zeros = {name: jnp.zeros((), jnp.float32) for name in ("loss", "accuracy", *extras)}
+    return jax.lax.scan(body, zeros, chunks)[0]
 
 
-class PredictsTokens:
-    """The losses of an objective whose targets are tokens.
+def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoothing: float) -> Sums:
+    """{name: float32 [batch, n]} of each token."""
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    log_total = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) + top[..., 0]
+    # A gather would not do: the vocabulary may be sharded.
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+    label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    values = {"loss": log_total - label, "accuracy": (label >= top[..., 0]).astype(jnp.float32)}
+    if "z_loss" in extras:
+        values["z_loss"] = jnp.square(log_total)
+    if "smoothed_loss" in extras:
+        real = logits > PADDING
+        mean = jnp.sum(jnp.where(real, logits, 0.0), axis=-1) / jnp.sum(real, axis=-1)
+        values["smoothed_loss"] = log_total - (1 - smoothing) * label - smoothing * mean
+    return values
 
-    ``sums`` are divided by ``weights``, taken over the whole global batch, so that micro-batches and
-    devices never change the mean. Only names with a coefficient are trained on; the rest are reported.
-    """
 
-    coefficients: ClassVar[dict[str, float]] = {"loss": 1.0}
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """{name: total weight}, float32 scalars, of any number of batches."""
-        total = jnp.sum(batch.weights)
-        return {"loss": total, "accuracy": total}
-
-    def sums(
-        self, logits_fn: Callable[[jax.Array], jax.Array], hidden: jax.Array, batch: Batch
-    ) -> dict[str, jax.Array]:
-        """{name: sum}, float32 scalars: nats, and right first guesses."""
-        sums = cross_entropy(logits_fn, hidden, batch.targets, batch.weights)
-        return {"loss": sums.loss, "accuracy": sums.correct}
+def _chunks(batch: int, length: int, vocab: int, max_logits: int) -> int:
+    """The fewest equal chunks of the length whose logits are few enough; else one token each."""
+    fitting = (n for n in range(1, length) if length % n == 0 and batch * length // n * vocab <= max_logits)
+    return next(fitting, length)
 
 
 def _split_length(x: jax.Array, count: int) -> jax.Array:

@@ -16,7 +16,7 @@ def batch_of(kind, length, documents=DOCUMENTS):
     source = SimpleNamespace(tokens=len(stream), ends=ends, read=lambda a, b: stream[a:b])
     rows = packing.pack(source, kind, length)
     numbers = np.arange(len(rows))
-    return CLM().to_batch(rows.read(numbers), numbers, seed=0, vocab_size=100)
+    return CLM().to_batch(rows.read(numbers), numbers, seed=0, vocabulary=None)
 
 
 def predicted(batch):

@@ -46,7 +46,8 @@ def make_loss(layout, max_logits):
             out = layout.spec("batch", None, "vocab")
             return jnp.einsum("bld,vd->blv", hidden, table, out_sharding=out)
 
-        return tuple(cross_entropy(logits_fn, hidden, targets, weights, max_logits))
+        sums = cross_entropy(logits_fn, hidden, targets, weights, max_logits)
+        return sums["loss"], sums["accuracy"]
 
     return loss
 
@@ -136,7 +137,8 @@ def test_entries_that_pad_the_vocabulary_change_nothing():
             logits = jnp.einsum("bld,vd->blv", hidden, table)
             return jnp.concatenate([logits, jnp.full((BATCH, LENGTH, padding), -1e30)], axis=-1)
 
-        return cross_entropy(logits_fn, hidden, targets, weights)
+        extras = ("z_loss", "smoothed_loss")
+        return cross_entropy(logits_fn, hidden, targets, weights, extras=extras, smoothing=0.2)
 
     with jax.set_mesh(ONE.mesh):
         assert jax.jit(loss, static_argnums=0)(0) == jax.jit(loss, static_argnums=0)(12)
@@ -151,4 +153,55 @@ def test_objective_reports_sums_and_their_weights():
         totals = PredictsTokens().weights(batch)
     assert_close(sums, {"loss": loss, "accuracy": correct})
     assert_close(totals, {"loss": weights.sum(), "accuracy": weights.sum()})
-    assert set(PredictsTokens.coefficients) <= set(sums)
+    assert PredictsTokens().coefficients == {"loss": 1.0}
+
+
+def smoothed_and_z(hidden, table, targets, weights, smoothing):
+    """By the definitions, in float64: cross-entropy against a mixed target, log^2 of the sum of exp."""
+    logits = (hidden @ table.T).astype(np.float64)
+    log_total = np.log(np.exp(logits).sum(-1))
+    mixed = (1 - smoothing) * np.eye(VOCAB)[targets] + smoothing / VOCAB
+    return -np.sum(weights[..., None] * mixed * (logits - log_total[..., None])), np.sum(
+        weights * log_total**2
+    )
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_label_smoothing_and_z_loss(limit):
+    """They are trained on beside the plain loss, which is still reported."""
+    hidden, table, targets, weights = make_arrays()
+    objective = PredictsTokens(z_loss=1e-3, label_smoothing=0.2)
+    assert objective.coefficients == {"smoothed_loss": 1.0, "z_loss": 1e-3}
+    with jax.set_mesh(ONE.mesh):
+        sums = cross_entropy(
+            lambda h: jnp.einsum("bld,vd->blv", h, table),
+            *(hidden, targets, weights),
+            *(LIMITS[limit], ("z_loss", "smoothed_loss"), 0.2),
+        )
+        totals = objective.weights(Batch(targets, targets, weights, targets, targets))
+    smoothed, z = smoothed_and_z(hidden, table, targets, weights, 0.2)
+    (loss, correct), _ = reference(hidden, table, targets, weights)
+    assert_close(sums, {"loss": loss, "accuracy": correct, "z_loss": z, "smoothed_loss": smoothed})
+    assert totals.keys() == sums.keys()
+
+
+@pytest.mark.parametrize("layout", [ONE, EIGHT], ids=["1", "2x2x2"])
+def test_the_loss_at_predicted_places_is_the_loss(layout):
+    """In value and gradient, with places of weight 0 among them; other places cost no logits."""
+    hidden, table, targets, weights = make_arrays()
+    weights = weights * (np.argsort(np.argsort(-weights, axis=1), axis=1) < 5)
+    predict = np.argsort(-weights, axis=1, kind="stable")[:, :6].astype(np.int32)
+
+    def sums(hidden, table, targets, weights, predict):
+        def logits_fn(x):
+            out = layout.spec("batch", None, "vocab")
+            return jnp.einsum("bld,vd->blv", x, table, out_sharding=out)
+
+        batch = Batch(targets, targets, weights, targets, targets, predict)
+        return PredictsTokens().sums(logits_fn, hidden, batch)["loss"]
+
+    with jax.set_mesh(layout.mesh):
+        placed = place(layout, (hidden, table, targets, weights))
+        placed_predict = jax.device_put(predict, layout.named("batch", None))
+        step = jax.jit(jax.value_and_grad(sums, argnums=(0, 1)))
+        assert_close(step(*placed, placed_predict), step(*placed, None))
