@@ -245,7 +245,15 @@ def leaves(component: Any, only_identity: bool = False, path: str = "") -> Itera
         if "table" in field.metadata or "part" in field.metadata:
             yield from leaves(value, only_identity, where)
         elif not only_identity or (field.metadata["identity"] and value != field.metadata["neutral"]):
-            yield where, value
+            yield where, _identity_of(value) if only_identity else value
+
+
+def _identity_of(value: Any) -> Any:
+    """A field's value with the runtime fields and neutral additions left out, where it is made of
+    dataclasses."""
+    if isinstance(value, tuple):
+        return tuple(_identity_of(item) for item in value)
+    return dict(leaves(value, only_identity=True)) if dataclasses.is_dataclass(value) else value
 
 
 def fingerprint(component: Any, **content: str) -> str:
@@ -263,6 +271,15 @@ def differences(old: Any, new: Any, only_identity: bool = False) -> dict[str, tu
     a, b = dict(leaves(old, only_identity)), dict(leaves(new, only_identity))
     keys = list(dict.fromkeys([*a, *b]))
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
+def changed(schema: type, component: Any) -> dict[str, tuple[Any, Any]]:
+    """{dotted key: (default, value)} where ``component`` differs from the defaults of the components that it
+    names; the names themselves are compared with the schema's own choice."""
+    plain = dict(leaves(schema()))
+    beside = dict(leaves(_lenient(schema, to_dict(component))))
+    named = {key: plain[key] if key.endswith(f".{NAME}") else value for key, value in beside.items()}
+    return {key: (named[key], value) for key, value in leaves(component) if named[key] != value}
 
 
 def dumps(values: Any, indent: int | None = None) -> str:

@@ -33,9 +33,9 @@ def main() -> None:
     if program.experiment.model.causal:
         sampling = Sampling(args.temperature, args.top_k, args.top_p)
         config = SampleConfig(args.prompt, args.count, args.tokens)
-        print(samples.continuations(program, state.params, config, sampling, args.seed), end="")
+        print(samples.continuations(program, state.judged, config, sampling, args.seed), end="")
     else:
-        print(samples.filled(program, state.params, args.prompt, args.best), end="")
+        print(samples.filled(program, state.judged, args.prompt, args.best), end="")
 
 
 if __name__ == "__main__":

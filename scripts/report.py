@@ -1,7 +1,8 @@
-"""Reads a run directory: one self-contained HTML page, and the metrics as one story.
+"""Reads run directories: one self-contained HTML page of a run or of several, and the metrics as one story.
 
   python scripts/report.py --workdir=runs/quickstart
   python scripts/report.py --workdir=runs/quickstart --jsonl=-
+  python scripts/report.py --workdir=runs/a --compare=runs/b,runs/c --out=compared.html
 
 --jsonl writes a line a record, of every step the latest attempt's, without wall-clock values.
 """
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from llm_jax import cli, storage
-from llm_jax.report import html, reader
+from llm_jax.report import compare, html, reader
 
 
 def main() -> None:
@@ -21,13 +22,19 @@ def main() -> None:
     )
     parser.add_argument("--workdir", required=True, help="a run directory")
     parser.add_argument("--jsonl", help="write the story there (- for standard output)")
+    parser.add_argument("--compare", help="other run directories, separated by commas; needs --out")
+    parser.add_argument("--out", help="where the page goes; without it, report.html of the run")
     args = parser.parse_args()
+    if args.compare and not args.out:
+        parser.error("--compare needs --out=FILE.html")
     run = reader.read(args.workdir)
     if args.jsonl:
         text = "".join(json.dumps(record) + "\n" for record in run.story_without_time())
         sys.stdout.write(text) if args.jsonl == "-" else storage.write_text(Path(args.jsonl), text)
-    if args.jsonl != "-":
-        print(f"report: {html.write(args.workdir)}")
+    if args.compare:
+        print(f"report: {compare.write([args.workdir, *args.compare.split(',')], Path(args.out))}")
+    elif args.jsonl != "-":
+        print(f"report: {html.write(args.workdir, args.out)}")
 
 
 if __name__ == "__main__":

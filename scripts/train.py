@@ -4,7 +4,8 @@
   python scripts/train.py --config=configs/tiny_clm.py --workdir=runs/mine \\
       --config.data.text=my_text/ --config.optimizer.learning_rate=3e-4
 
-Any key of a config can be set with --config.KEY=VALUE; --print-config shows them all.
+Any key of a config can be set with --config.KEY=VALUE; --print-config shows them all, and which of them
+differ from the defaults. Ctrl-C and SIGTERM save and say how to go on; a second one ends at once.
 The run directory then holds config.json, metrics/, checkpoints/, samples.txt and report.html.
 """
 
@@ -14,8 +15,9 @@ from pathlib import Path
 from llm_jax import cli
 from llm_jax import config as configs
 from llm_jax.report import html
-from llm_jax.training import experiment, loop
+from llm_jax.training import experiment, loop, signals
 from llm_jax.training.rundir import RunDirectory
+from llm_jax.training.samples import SampleFile
 
 
 def main() -> None:
@@ -25,19 +27,23 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a file with get_config(), or FILE:ARGUMENT")
     parser.add_argument("--workdir", help="the run's directory: a new one, or one to go on with")
     parser.add_argument("--extend", action="store_true", help="allow more steps than the run began with")
-    parser.add_argument("--print-config", action="store_true", help="print every key and stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every key, mark what differs, stop"
+    )
     args, overrides = cli.parse(parser)
     config = experiment.override(cli.load_config(args.config), overrides)
     resolved = experiment.resolve(config)
     if args.print_config:
+        changed = configs.changed(experiment.Experiment, resolved)
         for key, value in configs.leaves(resolved):
-            print(f"--config.{key}={value}")
+            print(f"--config.{key}={value}" + (f"  # default: {changed[key][0]}" if key in changed else ""))
         return
     if not args.workdir:
         parser.error("--workdir is required")
-    result = loop.run(resolved, args.workdir, args.extend)
-    run = RunDirectory(Path(args.workdir))
-    print(run.samples.read_text())
+    with signals.stopping() as stop:
+        result = loop.run(resolved, args.workdir, args.extend, stop=stop)
+    sections = SampleFile(RunDirectory(Path(args.workdir)).samples).read()
+    print(sections[max(sections)])
     expected = ""
     if resolved.expected_loss:
         low, high = resolved.expected_loss

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from llm_jax.data import order
 from llm_jax.data.batch import Batch, Rows
 
 ToBatch = Callable[[Rows, np.ndarray], Batch]
@@ -32,7 +31,7 @@ class TrainBatches:
     (axis 2) lie; a process reads just the rows that its devices hold.
     """
 
-    rows: Any  # packing.Packed or OneDocument
+    rows: Any  # of one source, as packing gives them, or a mixture.Mixture
     to_batch: ToBatch
     seed: int
     shape: tuple[int, int, int]  # steps per dispatch, accumulation, rows of a micro-batch
@@ -54,8 +53,7 @@ class TrainBatches:
 
     def _read(self, draws: np.ndarray) -> Batch:
         flat = draws.reshape(-1)
-        numbers = order.shuffled_rows(self.seed, flat, len(self.rows))
-        batch = self.to_batch(self.rows.read(numbers), flat)
+        batch = self.to_batch(self.rows.draw(self.seed, flat), flat)
         lead = (*self.shape[:2], draws.shape[1])
         return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), batch)
 

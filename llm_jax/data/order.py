@@ -38,14 +38,16 @@ def uniform(seed: int, purpose: str, *counters: np.ndarray | int) -> np.ndarray:
     return (bits(seed, purpose, *counters) >> np.uint64(11)) * 2.0**-53
 
 
-def shuffled_rows(seed: int, draws: np.ndarray, count: int) -> np.ndarray:
+def shuffled_rows(seed: int, draws: np.ndarray, count: int, purpose: str = "order") -> np.ndarray:
     """int64 row of each global draw: epoch after epoch over ``count`` rows, each in an order of its own."""
     draws = np.asarray(draws, np.int64)
-    return permute(seed, draws // count, draws % count, count)
+    return permute(seed, draws // count, draws % count, count, purpose)
 
 
-def permute(seed: int, epoch: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Element ``index`` of the permutation of range(count) keyed by (seed, epoch).
+def permute(
+    seed: int, epoch: np.ndarray | int, index: np.ndarray, count: int, purpose: str = "order"
+) -> np.ndarray:
+    """Element ``index`` of the permutation of range(count) keyed by (seed, purpose, epoch).
 
     A Feistel network on the next even power of two; what falls outside walks on until it falls inside
     (cycle walking, Black and Rogaway 2002), at most 4 tries on average.
@@ -58,7 +60,7 @@ def permute(seed: int, epoch: np.ndarray, index: np.ndarray, count: int) -> np.n
     while outside.any():
         left, right = out[outside] >> half, out[outside] & low
         for i in range(ROUNDS):
-            left, right = right, left ^ (bits(seed, "order", epoch[outside], i, right) & low)
+            left, right = right, left ^ (bits(seed, purpose, epoch[outside], i, right) & low)
         out[outside] = (left << half) | right
         outside = out >= count
     return out.astype(np.int64)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_jax.data import order
 from llm_jax.data.batch import Rows
 from llm_jax.data.source import TokenSource
 from llm_jax.errors import UserError
@@ -13,74 +14,92 @@ from llm_jax.text.tokenizers import PAD
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Documents concatenated and cut every ``length`` tokens; segments keep them apart.
+class _Cut:
+    """Rows of ``length + 1`` tokens of a source; how they lie in it is up to the kinds below."""
+
+    source: TokenSource
+    length: int
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """The rows with these numbers, [len(rows), length + 1]."""
+        starts, stops = self._spans(np.asarray(rows, np.int64))
+        tokens = np.full((len(starts), self.length + 1), PAD, np.int32)
+        for out, start, stop in zip(tokens, starts.tolist(), stops.tolist(), strict=True):
+            out[: stop - start] = self.source.read(start, stop)
+        segments, positions = self._places(starts, stops)
+        padding = stops - starts <= self.length
+        if padding.any():
+            real = np.arange(self.length + 1) < (stops - starts)[padding, None]
+            segments[padding] *= real
+            positions[padding] *= real
+        return Rows(tokens, segments, positions)
+
+    def draw(self, seed: int, draws: np.ndarray) -> Rows:
+        """The rows of global draws: epoch after epoch, each in an order of its own."""
+        return self.read(order.shuffled_rows(seed, draws, len(self)))
+
+    def _places(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Segments and positions, int32 [rows, length + 1], where a row is one segment."""
+        shape = len(starts), self.length + 1
+        return np.ones(shape, np.int32), np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+
+
+@dataclass(frozen=True)
+class Contiguous(_Cut):
+    """Documents concatenated and cut every ``length`` tokens, with every row one segment: attention and
+    targets cross document boundaries.
 
     Rows overlap by one token, so that every token but the stream's first is a target once. The last row
     is padded.
     """
 
-    source: TokenSource
-    length: int
-
     def __len__(self) -> int:
         return -(-(self.source.tokens - 1) // self.length)
 
-    def read(self, rows: np.ndarray) -> Rows:
-        """The rows with these numbers, [len(rows), length + 1]."""
-        return _collect([self._row(int(row)) for row in rows], self.length + 1)
-
-    def _row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        start = row * self.length
-        stop = min(start + self.length + 1, self.source.tokens)
-        tokens, ends = self.source.read(start, stop), self.source.ends
-        index = np.arange(start, stop)
-        document = np.searchsorted(ends, index, side="right")
-        begins = np.where(document > 0, ends[document - 1], 0)
-        return tokens, document - document[0] + 1, index - np.maximum(begins, start)
+    def _spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts = rows * self.length
+        return starts, np.minimum(starts + self.length + 1, self.source.tokens)
 
 
 @dataclass(frozen=True)
-class Contiguous(Packed):
-    """The same cuts, with every row one segment: attention and targets cross document boundaries."""
+class Packed(Contiguous):
+    """The same cuts; segments keep the documents apart."""
 
-    def _row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        start = row * self.length
-        tokens = self.source.read(start, min(start + self.length + 1, self.source.tokens))
-        return tokens, np.ones_like(tokens), np.arange(len(tokens))
+    def _places(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape, ends = (len(starts), self.length + 1), self.source.ends
+        first = np.searchsorted(ends, starts, side="right")
+        counts = np.searchsorted(ends, stops - 1, side="right") - first
+        # Every document that begins inside a row, as a cell of the flat table of rows.
+        row = np.repeat(np.arange(shape[0]), counts)
+        document = np.arange(len(row)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        column = ends[document] - starts[row]
+        cell = row * shape[1] + column
+        begins = np.zeros(shape, np.int32)
+        np.add.at(begins.reshape(-1), cell, 1)  # more than one where documents are empty
+        begins[:, 0] = 1
+        segments = np.cumsum(begins, axis=1, dtype=np.int32)
+        begins[:, 0] = 0
+        begins.reshape(-1)[cell] = column
+        return segments, np.arange(shape[1], dtype=np.int32) - np.maximum.accumulate(begins, axis=1)
 
 
 @dataclass(frozen=True)
-class OneDocument:
+class OneDocument(_Cut):
     """Row ``r`` is document ``r``, cut after ``length + 1`` tokens or padded."""
-
-    source: TokenSource
-    length: int
 
     def __len__(self) -> int:
         return len(self.source.ends)
 
-    def read(self, rows: np.ndarray) -> Rows:
-        return _collect([self._row(int(row)) for row in rows], self.length + 1)
-
-    def _row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        start = int(self.source.ends[row - 1]) if row else 0
-        tokens = self.source.read(start, min(int(self.source.ends[row]), start + self.length + 1))
-        return tokens, np.ones_like(tokens), np.arange(len(tokens))
-
-
-def _collect(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) -> Rows:
-    out = [np.full((len(rows), width), fill, np.int32) for fill in (PAD, 0, 0)]
-    for i, row in enumerate(rows):
-        for array, values in zip(out, row, strict=True):
-            array[i, : len(values)] = values
-    return Rows(*out)
+    def _spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ends = self.source.ends
+        starts = np.where(rows > 0, ends[rows - 1], 0)
+        return starts, np.minimum(ends[rows], starts + self.length + 1)
 
 
 PACKINGS = {"packed": Packed, "contiguous": Contiguous, "document": OneDocument}
 
 
-def pack(source: TokenSource, kind: str, length: int) -> Packed | OneDocument:
+def pack(source: TokenSource, kind: str, length: int) -> Packed | Contiguous | OneDocument:
     """The rows of a split. Raises UserError when there are none."""
     rows = PACKINGS[kind](source, length)
     if len(rows) < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ import numpy as np
 from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.text import shards
+from llm_jax.text.prepare import load_tokenizer
 
 
 class TokenSource:
     """The tokens and document ends of a split. Each block is checked when first touched.
 
-    tokens: length of the stream; ends: int64 [documents], exclusive. Raises UserError, naming the
-    file, for one that is missing, cut short or changed.
+    tokens: length of the stream; ends: int64 [documents], exclusive. Raises UserError for a split that
+    the set does not have and, naming the file, for one that is missing, cut short or changed.
     """
 
     def __init__(self, directory: Path, split: str) -> None:
         header = shards.read_header(directory)
+        if split not in header["splits"]:
+            raise UserError(f"{directory} has no split {split!r} but {', '.join(header['splits'])}")
         entry = header["splits"][split]
         self.tokens: int = entry["tokens"]
         self.text_bytes: int = entry["text_bytes"]
@@ -50,6 +54,27 @@ class TokenSource:
         """Checks every block, as ``read`` does at first touch."""
         for file in self._files:
             file.check(0, file.tokens)
+
+
+def damage(directory: Path) -> list[str]:
+    """What is wrong with a shard set, of which every byte is read: a line for each file found damaged.
+
+    Raises UserError when its header is, which says what else there is.
+    """
+    header = shards.read_header(directory)
+    checks = [partial(load_tokenizer, directory)]
+    checks += [partial(_read_all, directory, split) for split in header["splits"]]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def _read_all(directory: Path, split: str) -> None:
+    TokenSource(directory, split).check_all()
 
 
 class _TokenFile:

@@ -40,18 +40,23 @@ class PredictsTokens:
         trained = {"smoothed_loss": 1.0} if self.label_smoothing else {"loss": 1.0}
         return trained | ({"z_loss": self.z_loss} if self.z_loss else {})
 
-    def weights(self, batch: Batch) -> Sums:
-        """{name: total weight}, float32 scalars, of any number of batches."""
-        total = jnp.sum(batch.weights)
-        return dict.fromkeys({"loss", "accuracy", *self.coefficients}, total)
+    def names(self, evaluating: bool = False) -> tuple[str, ...]:
+        """What is summed: "loss" (nats), "accuracy" (right first guesses), what else is trained on, and in
+        evaluation "top5_accuracy"."""
+        extras = tuple(name for name in self.coefficients if name != "loss")
+        return ("loss", "accuracy", *extras, *(("top5_accuracy",) if evaluating else ()))
 
-    def sums(self, logits_fn: LogitsFn, hidden: jax.Array, batch: Batch) -> Sums:
-        """{name: sum}, float32 scalars: nats, and right first guesses."""
+    def weights(self, batch: Batch, evaluating: bool = False) -> Sums:
+        """{name: total weight}, float32 scalars, of any number of batches."""
+        return dict.fromkeys(self.names(evaluating), jnp.sum(batch.weights))
+
+    def sums(self, logits_fn: LogitsFn, hidden: jax.Array, batch: Batch, evaluating: bool = False) -> Sums:
+        """{name: sum}, float32 scalars."""
         targets, weights = batch.targets, batch.weights
         if batch.predict is not None:
             hidden = jnp.take_along_axis(hidden, batch.predict[:, :, None], axis=1)
             targets, weights = (jnp.take_along_axis(x, batch.predict, axis=1) for x in (targets, weights))
-        extras = tuple(name for name in self.coefficients if name != "loss")
+        extras = self.names(evaluating)[2:]
         return cross_entropy(
             logits_fn, hidden, targets, weights, extras=extras, smoothing=self.label_smoothing
         )
@@ -69,7 +74,8 @@ def cross_entropy(
     """Sums over tokens of weight * value, in float32, for the values "loss", -log p(target), and "accuracy".
 
     hidden: [batch, length, d]; targets: int [batch, length]; weights: float32 [batch, length];
-    logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss" and "smoothed_loss". When the
+    logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss", "smoothed_loss"
+    and "top5_accuracy". When the
     logits of the whole batch would be more than ``max_logits`` numbers, they are made, used and made again
     in the backward pass, chunk of the length after chunk.
     """
@@ -101,6 +107,9 @@ def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoo
     values = {"loss": log_total - label, "accuracy": (label >= top[..., 0]).astype(jnp.float32)}
     if "z_loss" in extras:
         values["z_loss"] = jnp.square(log_total)
+    if "top5_accuracy" in extras:
+        better = jnp.sum(logits > label[..., None], axis=-1)
+        values["top5_accuracy"] = (better < 5).astype(jnp.float32)
     if "smoothed_loss" in extras:
         real = logits > PADDING
         mean = jnp.sum(jnp.where(real, logits, 0.0), axis=-1) / jnp.sum(real, axis=-1)

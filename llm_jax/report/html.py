@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ svg{width:100%;border:1px solid #e2e8f0;border-radius:8px;background:#fff}
 svg text{font-size:11px;fill:#475569}svg text.title{font-size:13px;font-weight:600;fill:#0f172a}
 svg .grid{stroke:#e2e8f0}svg polyline{fill:none;stroke-width:1.6}
 pre{background:#f8fafc;border:1px solid #e2e8f0;border-radius:8px;padding:1rem;white-space:pre-wrap}
-table{border-collapse:collapse;font-size:.9rem}td{padding:.15rem 1rem .15rem 0;vertical-align:top}
-td:first-child{color:#64748b}
+table{border-collapse:collapse;font-size:.9rem}td,th{padding:.15rem 1rem .15rem 0;vertical-align:top}
+td:first-child{color:#64748b}th{text-align:left}
 """
 
 
-def write(workdir: str | Path) -> Path:
-    """Writes ``report.html`` into the run directory and gives its path."""
-    path = RunDirectory(Path(workdir)).report
+def write(workdir: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the page to ``out`` (default: report.html in the run directory) and gives its path."""
+    path = Path(out) if out else RunDirectory(Path(workdir)).report
     storage.write_text(path, page(reader.read(workdir)))
     return path
 
@@ -49,6 +49,11 @@ def page(run: reader.Run) -> str:
         table(changed(run.config["config"])),
         f"<h2>Environment</h2>{table(flatten(run.environment))}",
     ]
+    return document(title, sections)
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """A whole page around its sections."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(sections)}</body></html>\n"
 
@@ -65,11 +70,32 @@ def cards(run: reader.Run) -> str:
         "accuracy": f"{accuracies[-1]:.3f}" if accuracies else "-",
         "steps": f"{steps[-1]:,} of {run.config['config']['steps']:,}" if steps else "-",
         "median tokens/s": f"{sorted(speeds)[len(speeds) // 2]:,.0f}" if speeds else "-",
-    }
+    } | resources(run)
     return "".join(
         f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>'
         for name, value in numbers.items()
     )
+
+
+def resources(run: reader.Run) -> dict[str, str]:
+    """Memory at its peak, of the fullest device or of the process, and the share of time that the loop
+    waited for batches."""
+    numbers = {}
+    for name, shown in (("device_bytes_peak", "device memory, peak"), ("process_bytes_peak", "memory, peak")):
+        _, peaks = run.series("train", f"time.{name}")
+        numbers |= {shown: f"{max(peaks) / 2**30:.2f} GiB"} if peaks else {}
+    waits = dict(zip(*run.series("train", "time.data_wait"), strict=True))
+    seconds = dict(zip(*run.series("train", "time.seconds"), strict=True))
+    waited = sum(waits.get(step, 0.0) for step in seconds)
+    return numbers | ({"waited for data": f"{waited / sum(seconds.values()):.1%}"} if seconds else {})
+
+
+def layer_lines(run: reader.Run, most: int = 5) -> list[Series]:
+    """Norms over the layers, one line for each of a few evaluations from the first to the last."""
+    found = run.layer_norms()
+    steps = list(found)
+    chosen = {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)} if steps else set()
+    return [Series(f"step {s:,}", range(len(found[s])), found[s], marked=True) for s in sorted(chosen)]
 
 
 def charts(run: reader.Run) -> str:
@@ -78,16 +104,16 @@ def charts(run: reader.Run) -> str:
     def one(kind: str, name: str, shown: str, marked: bool = False) -> Series:
         return Series(shown, *run.series(kind, name), marked)
 
+    judged = [Series(name, *run.series("evaluation", "loss", name), marked=True) for name in run.sets()]
     drawn = [
-        svg.chart(
-            "loss, nats a token",
-            [one("train", "loss", "training"), one("evaluation", "loss", "validation", marked=True)],
-        ),
+        svg.chart("loss, nats a token", [one("train", "loss", "training"), *judged]),
+        svg.chart("generalisation gap, nats a token", [Series("validation - training", *run.gap(), True)]),
         svg.chart("accuracy on validation", [one("evaluation", "accuracy", "accuracy", marked=True)]),
         svg.chart("tokens a second", [one("train", "time.tokens_per_second", "tokens/s")]),
         svg.chart("learning rate", [one("train", "learning_rate", "rate")]),
         svg.chart("gradient norm before clipping", [one("train", "grad_norm", "gradients")]),
         svg.chart("parameter norm", [one("train", "param_norm", "parameters")]),
+        svg.chart("parameter norm by layer", layer_lines(run), x_label="layer"),
         svg.chart("update norm", [one("train", "update_norm", "updates")]),
         svg.chart(
             "model FLOPs utilisation",

@@ -9,8 +9,10 @@ from typing import Any
 
 from llm_jax.errors import UserError
 from llm_jax.training import metrics
-from llm_jax.training.metrics import Record
+from llm_jax.training.metrics import VALIDATION, Record
 from llm_jax.training.rundir import RunDirectory
+
+GAP_STEPS = 20  # enough to smooth a batch's chance, few enough to be of the same model
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,50 @@ class Run:
     story: list[Record]
     samples: str
 
-    def series(self, kind: str, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one number; times are named ``time.tokens_per_second``."""
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config["config"]["global_batch_size"] * self.config["config"]["data"]["sequence_length"]
+
+    def series(self, kind: str, name: str, of: str = VALIDATION) -> tuple[list[int], list[float]]:
+        """Steps and values of one number; times are named ``time.tokens_per_second``.
+
+        of: the set, where the kind is evaluation.
+        """
         steps, values = [], []
         for record in self.story:
             section = record.get("time", {}) if name.startswith("time.") else record
             value = section.get(name.removeprefix("time."))
-            if record["kind"] == kind and value is not None:
+            if (record["kind"], record.get("set", of)) == (kind, of) and value is not None:
                 steps.append(record["step"])
                 values.append(value)
         return steps, values
+
+    def sets(self) -> list[str]:
+        """The sets it was evaluated on, the one it is judged by first."""
+        found = {r.get("set", VALIDATION) for r in self.story if r["kind"] == "evaluation"}
+        return sorted(found, key=lambda name: (name != VALIDATION, name))
+
+    def gap(self) -> tuple[list[int], list[float]]:
+        """Validation loss minus the mean loss of the GAP_STEPS training steps before it: what was learnt of
+        the training text only."""
+        trained = dict(zip(*self.series("train", "loss"), strict=True))
+        steps, gaps = [], []
+        for step, loss in zip(*self.series("evaluation", "loss"), strict=True):
+            window = [trained[s] for s in range(step - GAP_STEPS + 1, step + 1) if s in trained]
+            if window:
+                steps.append(step)
+                gaps.append(loss - sum(window) / len(window))
+        return steps, gaps
+
+    def layer_norms(self) -> dict[int, list[float]]:
+        """{step: norm of every block's parameters} at the evaluations that have them."""
+        found = {}
+        for record in metrics.evaluations(self.story):
+            norms = record.get("layer_norms", {})
+            layers = [norms[name] for name in norms if name.startswith("blocks/")]
+            if layers and None not in layers:
+                found[record["step"]] = layers
+        return found
 
     def story_without_time(self) -> list[Record]:
         return metrics.without_time(self.story)

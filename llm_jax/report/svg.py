@@ -44,7 +44,8 @@ def chart(title: str, series: Sequence[Series], x_label: str = "step") -> str:
         place = f'x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 16}"'
         parts.append(f'<text {place} text-anchor="middle">{label(x)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
-    legend = WIDTH - RIGHT
+    across = sum(8 * len(line.name) + 12 for line in series) < WIDTH / 2  # beside the title; else stacked
+    right, down = WIDTH - RIGHT, 18 if across else TOP + 12
     for i, line in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
         points = [(px(x), py(y)) for x, y in zip(line.x, line.y, strict=True)]
@@ -54,9 +55,9 @@ def chart(title: str, series: Sequence[Series], x_label: str = "step") -> str:
             for (x, y), value in zip(points, line.y, strict=True):
                 tip = f"<title>{value:.4f}</title>"
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}">{tip}</circle>')
-        text = f'<text x="{legend}" y="18" text-anchor="end" style="fill:{colour}">{escape(line.name)}</text>'
-        parts.append(text)
-        legend -= 8 * len(line.name) + 12
+        style = f'text-anchor="end" style="fill:{colour}"'
+        parts.append(f'<text x="{right}" y="{down}" {style}>{escape(line.name)}</text>')
+        right, down = (right - 8 * len(line.name) - 12, down) if across else (right, down + 14)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
 
 

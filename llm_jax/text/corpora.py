@@ -12,39 +12,38 @@ import hashlib
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from llm_jax.errors import UserError
+from llm_jax.text import formats
+from llm_jax.text.formats import Document
 
 LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__", "_bundled"}
 TOPICS = "pydoc_data/topics.py"
 FEWEST_SOURCES = 100  # a complete standard library has over 500 modules
 
 
-class Document(NamedTuple):
-    name: str
-    text: str
+def read(sources: Iterable[str], text_key: str = "text") -> Iterator[Document]:
+    """Documents of files, directories, globs and ``python:`` corpora, in a fixed order, as they are read.
 
-
-def read(sources: Iterable[str]) -> Iterator[Document]:
-    """Documents of a file, a directory, a glob or a ``python:`` corpus, in a fixed order.
-
-    A file is one document. Raises UserError, naming the file, for text that is missing, empty or not
-    UTF-8, and for a Python distribution that has stripped its corpus.
+    text_key: where a line of a .jsonl file has its text (formats.py). Raises UserError, naming the file,
+    for text that is missing, empty, damaged or not UTF-8, and for a Python distribution that has
+    stripped its corpus.
     """
     for source in sources:
         if source in EMBEDDED:
             yield from EMBEDDED[source]()
         else:
-            yield from map(_read_file, find(source))
+            for path in find(source):
+                yield from formats.documents(path, text_key)
 
 
-def find(source: str) -> list[Path]:
-    """The files behind a path or glob, sorted; hidden files are left out. Raises UserError if none."""
+def find(source: str, key: str = "data.text") -> list[Path]:
+    """The files behind a path or glob, sorted; hidden files are left out. Raises UserError if none,
+    naming the config's ``key`` that asked for them."""
     if source.startswith("python:"):
-        raise UserError(f"data.text={source}: there are {' and '.join(EMBEDDED)}")
+        raise UserError(f"{key}={source}: there are {' and '.join(EMBEDDED)}")
     if not source:
-        raise UserError("data.text is empty; name a file, a directory or a glob")
+        raise UserError(f"{key} is empty; name a file, a directory or a glob")
     path = Path(source).expanduser()
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
@@ -53,27 +52,12 @@ def find(source: str) -> list[Path]:
     else:
         files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
     if not files:
-        raise UserError(f"data.text={source}: no such file, directory or glob with files in it")
+        raise UserError(f"{key}={source}: no such file, directory or glob with files in it")
     return sorted(files)
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _read_file(path: Path) -> Document:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {error.start}); "
-            f"convert it, e.g. iconv -f latin1 -t utf-8"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if not text:
-        raise UserError(f"{path} is empty; leave it out or give it text")
-    return Document(str(path), text)
 
 
 def _python_source() -> Iterator[Document]:

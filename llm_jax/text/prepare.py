@@ -1,11 +1,15 @@
-"""Raw text to a shard set, offline: split, train the tokenizer, encode, write."""
+"""Raw text to a shard set, offline: split, train the tokenizer, encode, write.
+
+The text is never in memory as a whole: it is read once to be measured, once or twice by a tokenizer that
+learns, and once to be encoded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,59 +17,43 @@ from typing import Any
 import numpy as np
 
 from llm_jax import storage
-from llm_jax.config import identity, runtime
 from llm_jax.errors import UserError
 from llm_jax.text import corpora, shards, tokenizers
+from llm_jax.text.shards import TEST, TRAIN, split_name
+from llm_jax.text.sources import DataConfig, SetConfig, SourceConfig
 
-SPLITS = ("train", "validation")
-VALIDATION = ("document", "position")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What text, how it is split, and how its tokens are cut to rows.
-
-    text: files, directories, globs, or python:source and python:docs. shards: a shard set made before
-    by scripts/prepare_data.py ("" = the run's own, made from text at the first start).
-    validation: "document" holds out whole documents by the hash of their text; "position" holds out
-    the last part of every document. markers: put BOS before and EOS after every document.
-    rows: "packed" cuts the concatenated documents and keeps them apart by segments; "contiguous" cuts
-    the same stream and lets attention cross documents; "document" gives each document one row, cut
-    or padded.
-    """
-
-    text: tuple[str, ...] = runtime(("python:docs",))
-    shards: str = runtime("")
-    validation: str = identity("document")
-    validation_fraction: float = identity(0.05)
-    markers: bool = identity(True)
-    rows: str = identity("packed")
-    sequence_length: int = identity(64)
+Say = Callable[[str], None]
+SPLITS = (TRAIN, shards.VALIDATION)
 
 
 def prepare(
-    config: DataConfig, tokenizer_config: Any, directory: Path, say: Callable[[str], None]
+    config: DataConfig, tokenizer_config: Any, directory: Path, say: Say, sets: Sequence[SetConfig] = ()
 ) -> dict[str, Any]:
     """Makes the shard set at ``directory`` unless it is there; gives its header.
 
-    The set appears whole or not at all. Raises UserError for bad text, and when the set there was made
-    from other text or with another tokenizer or split.
+    The set appears whole or not at all. Evaluation sets that a run's own shard set lacks are added to it.
+    Raises UserError for bad text, and when the set there was made from other text or with another
+    tokenizer or split.
     """
     recipe = recipe_of(config, tokenizer_config)
     if (directory / shards.HEADER).exists():
         header = shards.read_header(directory)
-        _same_text(header, recipe, config, directory)
-        return header
+        _check_same(header, recipe, config, directory)
+        return _with_sets(header, config, sets, directory, say)
+    if config.shards:
+        raise UserError(
+            f"config.data.shards={config.shards} is not a shard set (it has no {shards.HEADER}); make it "
+            "with scripts/prepare_data.py, or leave data.shards out"
+        )
     if directory.exists() and (directory.is_file() or any(directory.iterdir())):
         raise UserError(f"{directory} holds something else than a whole shard set; delete it or use another")
-    say(f"data: reading {', '.join(config.text)}")
     storage.make_directory(directory.parent)
     for leftover in directory.parent.glob(f".{directory.name}.*.tmp"):
         shutil.rmtree(leftover)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
     storage.make_directory(temporary)
     try:
-        _write(config, tokenizer_config, recipe, temporary, say)
+        _write(config, tokenizer_config, sets, recipe, temporary, say)
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,80 +78,192 @@ def load_tokenizer(directory: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _same_text(header: dict[str, Any], recipe: dict[str, Any], config: DataConfig, directory: Path) -> None:
-    """Raises UserError unless the set was made by this recipe from this text.
+# ---- a shard set that is there --------------------------------------------------------------
 
-    The same paths are taken at their word: a run's text is what it was when the run began.
-    """
+
+def _check_same(header: dict[str, Any], recipe: dict[str, Any], config: DataConfig, directory: Path) -> None:
+    """Raises UserError unless the set was made by this recipe from this text."""
     changed = [key for key in recipe if header["recipe"].get(key) != recipe[key]]
     if changed:
         raise UserError(
             f"{directory} was prepared with another {changed[0]} ({header['recipe'].get(changed[0])}, now "
             f"{recipe[changed[0]]}); use another directory"
         )
-    if config.shards or header["text"] == list(config.text):
+    for source in config.mixture:
+        if source.name not in header["sources"]:
+            raise UserError(
+                f"{directory} has no source {source.name!r} but {', '.join(header['sources'])}; name these "
+                "in config.data.sources, or use another directory"
+            )
+        _check_text(header["sources"][source.name], source, config, directory)
+
+
+def _check_text(
+    origin: dict[str, Any], source: SourceConfig | SetConfig, config: DataConfig, directory: Path
+) -> None:
+    """Raises UserError unless ``origin``, of the header, is this text.
+
+    The same paths are taken at their word: a run's text is what it was when the run began.
+    """
+    here = {"text": list(source.text), "text_key": config.text_key}
+    if config.shards or here == {key: origin[key] for key in here}:
         return
     hasher = corpora.Hasher()
-    for document in corpora.read(config.text):
+    for document in corpora.read(source.text, config.text_key):
         hasher.add(document.text)
-    if hasher.hexdigest() != header["corpus"]:
+    if hasher.hexdigest() != origin["corpus"]:
         raise UserError(
-            f"{directory} was prepared from {', '.join(header['text'])}, which is other text than "
-            f"{', '.join(config.text)}; use another --workdir"
+            f"{directory} was prepared from {', '.join(origin['text'])}, which is other text than "
+            f"{', '.join(source.text)}; use another directory"
         )
+
+
+def _with_sets(
+    header: dict[str, Any], config: DataConfig, sets: Sequence[SetConfig], directory: Path, say: Say
+) -> dict[str, Any]:
+    """The header, with the evaluation sets that were missing. What was there stays as it is."""
+    missing = [entry for entry in sets if entry.name not in header["sets"]]
+    for entry in sets:
+        if entry not in missing:
+            _check_text(header["sets"][entry.name], entry, config, directory)
+    if not missing:
+        return header
+    if config.shards:
+        raise UserError(
+            f"{directory} has no evaluation set {missing[0].name!r}; add it with scripts/prepare_data.py, "
+            "or leave it out"
+        )
+    encoder = Encoder(config, load_tokenizer(directory), directory, say)
+    for entry in missing:
+        encoder.add_set(header, entry)
+    shards.write_header(directory, header)
+    return shards.read_header(directory)
+
+
+def prepare_set(
+    config: DataConfig, tokenizer: tokenizers.Tokenizer, entry: SetConfig, directory: Path, say: Say
+) -> None:
+    """A shard set with one evaluation set in it, made with a tokenizer that is there already."""
+    header = {"recipe": {}, "tokenizer": tokenizers.fingerprint(tokenizer), "vocab_size": tokenizer.vocab_size}
+    header |= {"sources": {}, "sets": {}, "splits": {}}
+    tokenizers.save(tokenizer, directory / "tokenizer.json")
+    Encoder(config, tokenizer, directory, say).add_set(header, entry)
+    shards.write_header(directory, header)
+
+
+# ---- making one -----------------------------------------------------------------------------
 
 
 def _write(
     config: DataConfig,
     tokenizer_config: Any,
+    sets: Sequence[SetConfig],
     recipe: dict[str, Any],
     directory: Path,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
-    hasher, documents = corpora.Hasher(), []
-    for document in corpora.read(config.text):
-        hasher.add(document.text)
-        documents.append(document.text)
-    pieces = {name: list(_pieces(config, name, documents)) for name in SPLITS}
-    empty = [name for name in SPLITS if not any(pieces[name])]
-    if empty:
-        raise UserError(
-            f"data.text={', '.join(config.text)} leaves no {empty[0]} text (validation by "
-            f"{config.validation}, fraction {config.validation_fraction}); try "
-            "--config.data.validation=position or more text"
-        )
-    size = sum(len(text.encode()) for text in documents)
-    say(f"data: {len(documents):,} documents, {size / 1e6:.1f} MB, sha256 {hasher.hexdigest()[:16]}")
-    tokenizer = tokenizer_config.train(pieces["train"])
+    hashes = {source.name: _survey(config, source, say) for source in config.mixture}
+    tokenizer = tokenizer_config.train(TrainingText(config))
     tokenizers.save(tokenizer, directory / "tokenizer.json")
     say(f"data: {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids; encoding")
-    splits = {}
-    for name in SPLITS:
-        writer = shards.SplitWriter(directory, name, tokenizer.vocab_size)
-        for text in pieces[name]:
-            writer.add(encode(tokenizer, text, config.markers), len(text.encode()))
-        splits[name] = writer.finish()
-    content = {
-        "corpus": hasher.hexdigest(),
-        "text": list(config.text),
+    header = {
         "recipe": recipe,
         "tokenizer": tokenizers.fingerprint(tokenizer),
         "vocab_size": tokenizer.vocab_size,
-        "splits": splits,
+        "sources": {},
+        "sets": {},
+        "splits": {},
     }
-    shards.write_header(directory, content)
-    say("data: " + ", ".join(f"{splits[name]['tokens']:,} {name} tokens" for name in SPLITS))
+    encoder = Encoder(config, tokenizer, directory, say)
+    for source in config.mixture:
+        encoder.add_source(header, source)
+        if header["sources"][source.name]["corpus"] != hashes[source.name]:
+            raise UserError(f"the text of {', '.join(source.text)} has changed while it was read; try again")
+    for entry in sets:
+        encoder.add_set(header, entry)
+    shards.write_header(directory, header)
 
 
-def _pieces(config: DataConfig, split: str, documents: list[str]) -> Iterator[str]:
-    """The text of one split, document by document."""
-    train = split == "train"
-    for text in documents:
-        if config.validation == "position":
-            cut = int(len(text) * (1 - config.validation_fraction))
-            yield text[:cut] if train else text[cut:]
-        elif held_out(text, config.validation_fraction) != train:
-            yield text
+def _survey(config: DataConfig, source: SourceConfig, say: Say) -> str:
+    """Reads all the text of a source; gives its hash. Raises UserError when a split would have none."""
+    say(f"data: reading {', '.join(source.text)}")
+    hasher, count, size, filled = corpora.Hasher(), 0, 0, set()
+    for document in corpora.read(source.text, config.text_key):
+        hasher.add(document.text)
+        count += 1
+        size += len(document.text.encode())
+        filled |= {name for name, text in pieces(config, document.text) if text}
+    empty = [name for name in SPLITS if name not in filled]
+    if empty:
+        raise UserError(
+            f"data.text={', '.join(source.text)} leaves no {empty[0]} text (validation by "
+            f"{config.validation}, fraction {config.validation_fraction}); try "
+            "--config.data.validation=position or more text"
+        )
+    say(f"data: {count:,} documents, {size / 1e6:.1f} MB, sha256 {hasher.hexdigest()[:16]}")
+    return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """What a tokenizer learns from: the training text of all sources. Every loop reads it anew."""
+
+    config: DataConfig
+
+    def __iter__(self) -> Iterator[str]:
+        for source in self.config.mixture:
+            for document in corpora.read(source.text, self.config.text_key):
+                yield from (text for name, text in pieces(self.config, document.text) if name == TRAIN)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Writes the splits of sources and of evaluation sets, and their entries in a header."""
+
+    config: DataConfig
+    tokenizer: tokenizers.Tokenizer
+    directory: Path
+    say: Say
+
+    def add_source(self, header: dict[str, Any], source: SourceConfig) -> None:
+        names = {role: split_name(role, source.name) for role in SPLITS}
+        header["sources"][source.name], entries = self._encode(source, names, pieces)
+        header["splits"] |= entries
+
+    def add_set(self, header: dict[str, Any], entry: SetConfig) -> None:
+        names = {TEST: split_name(TEST, entry.name)}
+        header["sets"][entry.name], entries = self._encode(entry, names, lambda _, text: [(TEST, text)])
+        header["splits"] |= entries
+
+    def _encode(
+        self,
+        source: SourceConfig | SetConfig,
+        names: dict[str, str],
+        cut: Callable[[DataConfig, str], list[tuple[str, str]]],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """names: {role: split}; cut: a document to [(role, text)]. Gives where the text is from and its
+        hash, and the header's entries of the splits."""
+        hasher = corpora.Hasher()
+        size = self.tokenizer.vocab_size
+        writers = {role: shards.SplitWriter(self.directory, split, size) for role, split in names.items()}
+        for document in corpora.read(source.text, self.config.text_key):
+            hasher.add(document.text)
+            for role, text in cut(self.config, document.text):
+                writers[role].add(encode(self.tokenizer, text, self.config.markers), len(text.encode()))
+        entries = {names[role]: writer.finish() for role, writer in writers.items()}
+        self.say(
+            "data: " + ", ".join(f"{entry['tokens']:,} {name} tokens" for name, entry in entries.items())
+        )
+        origin = {"text": list(source.text), "text_key": self.config.text_key, "corpus": hasher.hexdigest()}
+        return origin, entries
+
+
+def pieces(config: DataConfig, text: str) -> list[tuple[str, str]]:
+    """[(split, its part of a document)]: all in one split, or some in both."""
+    if config.validation == "position":
+        cut = int(len(text) * (1 - config.validation_fraction))
+        return list(zip(SPLITS, (text[:cut], text[cut:]), strict=True))
+    return [(SPLITS[held_out(text, config.validation_fraction)], text)]
 
 
 def held_out(text: str, fraction: float) -> bool:

@@ -5,14 +5,18 @@ A shard set is a directory: ``header.json`` (sealed), ``tokenizer.json`` (sealed
 ``SPLIT.ends`` (int64 end of each document in the split's token stream) and ``SPLIT.crc`` (uint32, the
 CRC-32 of each block of each token file). The header holds the sizes of all and the hashes of the
 small ones, so that every byte is covered by some check.
+
+Every source of a mixture has two splits, ``train.NAME`` and ``validation.NAME``, which are ``train`` and
+``validation`` where the config names no sources; a named evaluation set has one, ``test.NAME``.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,11 +26,21 @@ from llm_jax.errors import UserError
 BLOCK_BYTES = 1 << 18
 FILE_TOKENS = 1 << 28
 HEADER = "header.json"
-FORMAT = 1
+FORMAT = 2
+ONE_SOURCE = "text"  # the name of the only source where a config names none
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+
+def split_name(role: str, name: str) -> str:
+    """The split of a source or, with the role TEST, of an evaluation set."""
+    return role if name == ONE_SOURCE and role != TEST else f"{role}.{name}"
 
 
 class SplitWriter:
-    """Writes one split of a shard set, document by document."""
+    """Writes one split of a shard set, document by document; holds a block and a document in memory.
+
+    A token file appears when it is whole; one left unfinished is removed with the writer.
+    """
 
     def __init__(self, directory: Path, split: str, vocab_size: int) -> None:
         self._directory, self._split = directory, split
@@ -34,23 +48,28 @@ class SplitWriter:
         self._ends: list[int] = []
         self._crcs: list[int] = []
         self._files: list[dict[str, Any]] = []
-        self._waiting: list[np.ndarray] = []
-        self._waiting_tokens = self._tokens = self._bytes = 0
+        self._tokens = self._bytes = 0
+        self._open()
 
     def add(self, ids: np.ndarray, text_bytes: int) -> None:
         """Appends a document; text_bytes: its length in UTF-8, for bits per byte."""
-        self._waiting.append(ids.astype(self._dtype))
-        self._waiting_tokens += len(ids)
         self._tokens += len(ids)
         self._bytes += text_bytes
         self._ends.append(self._tokens)
-        while self._waiting_tokens >= FILE_TOKENS:
-            self._write_file()
+        ids = ids.astype(self._dtype)
+        while len(ids):
+            if self._room == 0:
+                self._close()
+                self._open()
+            head, ids = ids[: self._room], ids[self._room :]
+            self._room -= len(head)
+            self._waiting += head.tobytes()
+            if len(self._waiting) >= BLOCK_BYTES:
+                self._write(len(self._waiting) // BLOCK_BYTES * BLOCK_BYTES)
 
     def finish(self) -> dict[str, Any]:
         """Writes what is left and gives the split's entry of the header."""
-        if self._waiting_tokens or not self._files:
-            self._write_file()
+        self._close()
         small = {}
         for kind, dtype, values in (("ends", "<i8", self._ends), ("crc", "<u4", self._crcs)):
             path = self._directory / f"{self._split}.{kind}"
@@ -60,16 +79,26 @@ class SplitWriter:
         counts = {"tokens": self._tokens, "documents": len(self._ends), "text_bytes": self._bytes}
         return {**counts, "dtype": self._dtype.str, "files": self._files, **small}
 
-    def _write_file(self) -> None:
-        stream = np.concatenate([*self._waiting, np.empty(0, self._dtype)])
-        head, tail = stream[:FILE_TOKENS], stream[FILE_TOKENS:]
-        self._waiting, self._waiting_tokens = [tail], len(tail)
-        data = head.tobytes()
-        path = self._directory / f"{self._split}.{len(self._files):05d}.tokens"
-        with storage.publish(path) as file:
-            file.write(data)
+    def _open(self) -> None:
+        self._path = self._directory / f"{self._split}.{len(self._files):05d}.tokens"
+        self._stack = ExitStack()
+        self._file: IO[bytes] = self._stack.enter_context(storage.publish(self._path))
+        self._waiting, self._room = bytearray(), FILE_TOKENS
+
+    def _write(self, stop: int) -> None:
+        """The first ``stop`` of the waiting bytes: whole blocks, or all at the end of a file."""
+        data = bytes(self._waiting[:stop])
+        del self._waiting[:stop]
         self._crcs += [zlib.crc32(block) for block in blocks(data)]
-        self._files.append({"file": path.name, "tokens": len(head)})
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}; free some space") from error
+
+    def _close(self) -> None:
+        self._write(len(self._waiting))
+        self._stack.close()
+        self._files.append({"file": self._path.name, "tokens": FILE_TOKENS - self._room})
 
 
 def blocks(data: bytes | memoryview) -> Iterable[bytes | memoryview]:
@@ -79,21 +108,29 @@ def blocks(data: bytes | memoryview) -> Iterable[bytes | memoryview]:
 
 def write_header(directory: Path, content: dict[str, Any]) -> None:
     """Seals a shard set; a directory without a header is not one."""
-    storage.write_sealed(directory / HEADER, {"format": FORMAT, **content})
+    storage.write_sealed(directory / HEADER, {**content, "format": FORMAT})
 
 
 def read_header(directory: Path) -> dict[str, Any]:
     """The header. Raises UserError when it is missing, corrupt or of another format."""
     header = storage.read_sealed(directory / HEADER)
-    if header["format"] != FORMAT:
+    if header["format"] not in (1, FORMAT):
         raise UserError(f"{directory} has shard format {header['format']}, not {FORMAT}; prepare again")
+    if header["format"] == 1:  # one source, no evaluation sets, the same files
+        origin = {"text": header.pop("text"), "text_key": "text", "corpus": header.pop("corpus")}
+        header |= {"sources": {ONE_SOURCE: origin}, "sets": {}}
     return header
 
 
 def content_id(header: dict[str, Any]) -> str:
-    """A hash of every token, document boundary and of the tokenizer, from the header alone."""
+    """A hash of every token, document boundary and of the tokenizer, from the header alone.
+
+    Evaluation sets do not count: a run stays what it is when it is judged on more.
+    """
     parts = [header["tokenizer"]]
     for name in sorted(header["splits"]):
+        if name.startswith(f"{TEST}."):
+            continue
         split = header["splits"][name]
         parts += [name, str(split["tokens"]), split["ends"]["sha256"], split["crc"]["sha256"]]
     return storage.text_hash("\n".join(parts))

@@ -39,6 +39,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special ids are left out, but for a CharTokenizer's UNKNOWN, which is U+FFFD."""
 
+    def piece(self, i: int) -> str:
+        """The text of one id, blanks kept; a byte beyond ASCII is U+FFFD."""
+
     def payload(self) -> Any:
         """What ``from_payload`` needs, as JSON."""
 
@@ -66,6 +69,9 @@ class CharTokenizer:
             return chr(self._codes[i - FIRST_TEXT_ID])
         return "\ufffd" if i == UNKNOWN else ""
 
+    def piece(self, i: int) -> str:
+        return self._character(i)
+
     def payload(self) -> str:
         return "".join(map(chr, self._codes))
 
@@ -82,6 +88,9 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         kept = (int(i) - FIRST_TEXT_ID for i in ids)
         return bytes(i for i in kept if 0 <= i < 256).decode(errors="replace")
+
+    def piece(self, i: int) -> str:
+        return self.decode([i])
 
     def payload(self) -> None:
         return None
@@ -106,6 +115,11 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         kept = [int(i) for i in ids if FIRST_TEXT_ID <= i < self.vocab_size]
         return self._processor.decode(kept)
+
+    def piece(self, i: int) -> str:
+        if self._processor.is_byte(i):
+            return self._processor.decode([i])
+        return self._processor.id_to_piece(i).replace("\u2581", " ")
 
     def payload(self) -> str:
         return base64.b64encode(self._model).decode()
@@ -138,7 +152,8 @@ class ByteConfig:
 class SentencePieceConfig:
     """vocab_size: pieces, the five special ids and 256 bytes among them; model_type: bpe or unigram.
 
-    sample_lines: at most so many lines of the training text, evenly spaced, are learnt from.
+    sample_lines: at most so many lines of the training text, evenly spaced, are learnt from and held in
+    memory; texts are read twice.
     """
 
     vocab_size: int = identity(4096)
@@ -146,12 +161,12 @@ class SentencePieceConfig:
     sample_lines: int = identity(200_000)
 
     def train(self, texts: Iterable[str]) -> SentencePieceTokenizer:
-        lines = [line for text in texts for line in _lines(text)]
-        stride = max(1, -(-len(lines) // self.sample_lines))
+        count = sum(1 for _ in _lines(texts))
+        stride = max(1, -(-count // self.sample_lines))
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=islice(lines, 0, None, stride),
+                sentence_iterator=islice(_lines(texts), 0, None, stride),
                 model_writer=model,
                 vocab_size=self.vocab_size,
                 model_type=self.model_type,
@@ -178,11 +193,12 @@ class SentencePieceConfig:
         return SentencePieceTokenizer(model.getvalue())
 
 
-def _lines(text: str, longest: int = 1000) -> Iterator[str]:
+def _lines(texts: Iterable[str], longest: int = 1000) -> Iterator[str]:
     """Lines with their ends, cut where SentencePiece would skip them for their length."""
-    for line in text.splitlines(keepends=True):
-        for start in range(0, len(line), longest):
-            yield line[start : start + longest]
+    for text in texts:
+        for line in text.splitlines(keepends=True):
+            for start in range(0, len(line), longest):
+                yield line[start : start + longest]
 
 
 TOKENIZERS = {"char": CharConfig, "byte": ByteConfig, "sentencepiece": SentencePieceConfig}

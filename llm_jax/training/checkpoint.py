@@ -1,15 +1,21 @@
 """Checkpoints: orbax writes the arrays, a sealed manifest makes them count.
 
 ``checkpoints/00000500/state`` is orbax's; ``checkpoints/00000500/manifest.json`` is written last and
-holds the size and hash of every file and the shape of every array. A directory without a manifest is
+holds the size and hash of every file, the shape of every array, the validation loss at that step if
+there was an evaluation, and what the run wants known ``about`` it. A directory without a manifest is
 what a kill left behind: it is not a checkpoint and is removed at the next start. Nothing outside this
 file knows orbax.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +24,35 @@ import orbax.checkpoint as ocp
 
 from llm_jax import storage
 from llm_jax.errors import UserError
-from llm_jax.training.optimizers import parameter_name
+from llm_jax.training import policy
+from llm_jax.training.rules import parameter_name
 
 MANIFEST = "manifest.json"
+PARAMS = "params/"  # how the names of parameters begin among those of a state
 
 
 class Checkpointer:
-    """Saves in the background, keeps the newest ``keep``, restores after checking every byte."""
+    """Saves in the background, keeps what ``policy.kept`` says, restores after checking every byte."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self._directory, self._keep = directory.absolute(), keep
-        self._orbax = ocp.StandardCheckpointer()
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        keep_best: int = 0,
+        keep_every: int = 0,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """keep, keep_best, keep_every: see policy.kept; about: JSON values for every manifest."""
+        self._directory, self._about = directory.absolute(), dict(about or {})
+        self._keep = {"newest": keep, "best": keep_best, "every": keep_every}
+        self._losses: dict[int, float] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._sealing: Future | None = None
+
+    @cached_property
+    def _orbax(self) -> ocp.StandardCheckpointer:
+        """Made when it is first used: it asks jax for its devices, which mesh.start chooses before."""
+        return ocp.StandardCheckpointer()
 
     def clean(self) -> None:
         """Removes what a kill left behind. For the process that is about to write, not for readers."""
@@ -44,8 +66,27 @@ class Checkpointer:
         found = self._directory.glob(f"[0-9]*/{MANIFEST}")
         return sorted(int(path.parent.name) for path in found)
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts to write ``state``; returns when its arrays are copied. Waits for the one before."""
+    def is_among_best(self, step: int, loss: float) -> bool:
+        """Whether a checkpoint of this step and validation loss would be kept for its loss."""
+        losses = {**self.losses(), step: loss}
+        return math.isfinite(loss) and step in policy.best_of(losses, self._keep["best"])
+
+    def losses(self) -> dict[int, float]:
+        """Validation losses of the checkpoints that have one: from their manifests, so that what is best
+        survives a restart. A manifest that cannot be read has none, as its checkpoint cannot be restored."""
+        if self._losses is None:
+            self._losses = {}
+            for step in self.steps():
+                with suppress(UserError):
+                    loss = storage.read_sealed(self._directory / f"{step:08d}" / MANIFEST).get("loss")
+                    self._losses |= {} if loss is None else {step: loss}
+        return self._losses
+
+    def save(self, step: int, state: Any, loss: float | None = None) -> None:
+        """Starts to write ``state``; returns when its arrays are copied. Waits for the one before.
+
+        loss: the validation loss at this step, if it was evaluated.
+        """
         self.wait()
         if step in self.steps():
             return
@@ -55,6 +96,8 @@ class Checkpointer:
             self._orbax.save(path / "state", state)
         except OSError as error:
             raise _cannot_write(path, error) from error
+        if loss is not None and math.isfinite(loss):
+            self._losses = {**self.losses(), step: loss}
         self._sealing = self._thread.submit(self._seal, path, step, describe(state))
 
     def wait(self) -> None:
@@ -66,7 +109,12 @@ class Checkpointer:
     def close(self) -> None:
         self.wait()
         self._thread.shutdown()
-        self._orbax.close()
+        if "_orbax" in self.__dict__:
+            self._orbax.close()
+
+    def arrays(self, step: int) -> dict[str, list[Any]]:
+        """{name: [shape, dtype]} of the arrays saved at ``step``."""
+        return storage.read_sealed(self._directory / f"{step:08d}" / MANIFEST)["arrays"]
 
     def restore(self, step: int, target: Any) -> Any:
         """The state saved at ``step``, in the shardings of ``target`` (ShapeDtypeStructs).
@@ -75,7 +123,7 @@ class Checkpointer:
         """
         path = self._directory / f"{step:08d}"
         manifest = storage.read_sealed(path / MANIFEST)
-        _verify(path, manifest["files"])
+        _verify(path, manifest["files"], mend=f"delete {path} to go on from the checkpoint before it")
         _compare(path, manifest["arrays"], describe(target))
         return self._orbax.restore(path / "state", target)
 
@@ -90,11 +138,14 @@ class Checkpointer:
                 for file in sorted((path / "state").rglob("*"))
                 if file.is_file()
             }
-            manifest = {"step": step, "arrays": arrays, "files": files}
+            loss = self.losses().get(step)
+            about = {"loss": loss, "about": self._about}
+            manifest = {"step": step, "arrays": arrays, "files": files, **about}
             storage.write_sealed(path / MANIFEST, manifest)
         except (OSError, ValueError) as error:
             raise _cannot_write(path, error) from error
-        for old in self.steps()[: -self._keep]:
+        steps = self.steps()
+        for old in sorted({*steps} - policy.kept(steps, self.losses(), **self._keep)):
             self._remove(old)
 
     def _remove(self, step: int) -> None:
@@ -102,6 +153,51 @@ class Checkpointer:
         path = self._directory / f"{step:08d}"
         (path / MANIFEST).unlink()
         shutil.rmtree(path)
+        self._losses = {kept: loss for kept, loss in self.losses().items() if kept != step}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to take parameters from. hash: of its manifest, so of all its bytes."""
+
+    path: Path
+    manifest: dict[str, Any]
+    hash: str
+
+    @classmethod
+    def find(cls, path: Path) -> Source:
+        """Of a run directory its newest checkpoint, or ``path`` itself. Raises UserError."""
+        if not (path / MANIFEST).exists():
+            found = (path / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
+            newest = max(found, key=lambda file: int(file.parent.name), default=None)
+            if newest is None:
+                raise UserError(f"{path} is neither a checkpoint nor a run directory with one")
+            path = newest.parent
+        return cls(path, storage.read_sealed(path / MANIFEST), storage.content_hash(path / MANIFEST))
+
+    @property
+    def arrays(self) -> dict[str, list[Any]]:
+        """{parameter: [shape, dtype]}."""
+        arrays = self.manifest["arrays"].items()
+        return {name.removeprefix(PARAMS): array for name, array in arrays if name.startswith(PARAMS)}
+
+    def about(self, key: str) -> Any:
+        """What the run said about its checkpoints, or UserError."""
+        if key not in self.manifest.get("about", {}):
+            raise UserError(f"{self.path} does not say its {key}: an older version wrote it; train it anew")
+        return self.manifest["about"][key]
+
+    def restore(self, target: dict[str, Any]) -> dict[str, Any]:
+        """Some of the parameters, and nothing else that was saved, after checking every byte.
+
+        target: a nested dict of ShapeDtypeStructs with shardings, of the shapes that were saved.
+        """
+        _verify(self.path, self.manifest["files"], mend="choose another checkpoint")
+        wanted = {"params": target}
+        options = ocp.checkpoint_utils.construct_restore_args(wanted)
+        request = ocp.args.PyTreeRestore(wanted, restore_args=options, partial_restore=True)
+        with ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(self.path.absolute() / "state", args=request)["params"]
 
 
 def describe(state: Any) -> dict[str, list[Any]]:
@@ -110,8 +206,7 @@ def describe(state: Any) -> dict[str, list[Any]]:
     return {parameter_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 
-def _verify(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    mend = f"delete {path} to go on from the checkpoint before it"
+def _verify(path: Path, files: dict[str, dict[str, Any]], mend: str) -> None:
     for name, expected in files.items():
         file = path / name
         if not file.exists():

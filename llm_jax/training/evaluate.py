@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,24 +13,31 @@ import jax.numpy as jnp
 from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.cross_entropy import PredictsTokens
-from llm_jax.training.step import Metrics, make_losses
+from llm_jax.training.step import Metrics
 
 
 def make_evaluation(model: Transformer, objective: PredictsTokens) -> Callable[..., Metrics]:
     """(params, batch [1, 1, rows, length]) -> {name: (sum, weight)}, without dropout."""
-    losses = make_losses(model, objective)
 
     def sums(params: Any, batch: Batch) -> Metrics:
         batch = jax.tree.map(lambda x: jnp.squeeze(x, (0, 1)), batch)
-        weights = objective.weights(batch)
-        means = losses(params, batch, weights, None)
-        return {name: (means[name] * weights[name], weights[name]) for name in means}
+        variables = {"params": params}
+        hidden, _ = model.apply(variables, batch.inputs, batch.positions, batch.segments)
+        logits_fn = partial(model.apply, variables, method="logits")
+        totals = objective.sums(logits_fn, hidden, batch, evaluating=True)
+        weights = objective.weights(batch, evaluating=True)
+        return {name: (totals[name], weights[name]) for name in totals}
 
     return sums
 
 
-def evaluate(sums: Callable[..., Metrics], params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-    """Means over every target of ``batches``: loss (nats), accuracy, and perplexity.
+def evaluate(
+    sums: Callable[..., Metrics],
+    params: Any,
+    batches: Iterable[Batch],
+    bytes_per_target: float | None = None,
+) -> dict[str, float]:
+    """Means over every target of ``batches``: loss (nats), accuracy, and what ``derived`` adds.
 
     Sums are added in float64 on the host, one batch late so that the device never waits.
     """
@@ -42,7 +50,35 @@ def evaluate(sums: Callable[..., Metrics], params: Any, batches: Iterable[Batch]
     for result in pending:
         _add(totals, result)
     means = {name: total / max(weight, 1.0) for name, (total, weight) in totals.items()}
-    return means | {"perplexity": math.exp(min(means["loss"], 700.0)), "targets": totals["loss"][1]}
+    return derived(means | {"targets": totals["loss"][1]}, bytes_per_target)
+
+
+def derived(means: dict[str, float], bytes_per_target: float | None) -> dict[str, float]:
+    """``means`` with perplexity and, where it is known how much text a target stands for, bits per byte.
+
+    bytes_per_target: of the whole split, so that a few batches of it give an estimate and not a part.
+    """
+    out = means | {"perplexity": math.exp(min(means["loss"], 700.0))}
+    if bytes_per_target is not None:
+        out["bits_per_byte"] = means["loss"] / math.log(2) / bytes_per_target
+    return out
+
+
+def weigh(
+    parts: Mapping[str, dict[str, float]],
+    weights: Mapping[str, float],
+    bytes_per_target: Mapping[str, float | None],
+) -> dict[str, float]:
+    """Several evaluations as one, of targets drawn from each part with the probability that is its weight;
+    ``targets`` are counted. All are {split: value}."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    first = next(iter(parts.values()))
+    names = [name for name in first if name not in ("targets", "perplexity", "bits_per_byte")]
+    means = {name: sum(weights[s] * part[name] for s, part in parts.items()) for name in names}
+    means["targets"] = sum(part["targets"] for part in parts.values())
+    known = None not in bytes_per_target.values()
+    return derived(means, sum(weights[s] * bytes_per_target[s] for s in parts) if known else None)
 
 
 def _add(totals: dict[str, list[float]], result: Metrics) -> None:

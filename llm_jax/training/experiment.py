@@ -27,7 +27,7 @@ from llm_jax.models.mlp import ACTIVATIONS
 from llm_jax.models.positions import POSITIONS
 from llm_jax.models.transformer import ModelConfig
 from llm_jax.objectives.clm import CLM
-from llm_jax.objectives.mlm import MLM
+from llm_jax.objectives.mlm import UNITS, MLM
 from llm_jax.text import sources
 from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
 from llm_jax.text.tokenizers import TOKENIZERS, SentencePieceConfig
@@ -43,12 +43,14 @@ INIT_VOCABULARY = ("error", "mean", "fresh")
 @dataclass(frozen=True)
 class EvaluationConfig:
     """every: steps between evaluations, 0 = only at the end; batches: of each set, 0 = all; batch_size:
-    0 = rows of a micro-batch; sets: named texts to be judged on beside the validation splits."""
+    0 = rows of a micro-batch; sets: named texts to be judged on beside the validation splits; patience: after
+    so many evaluations without a better validation loss the run ends, 0 = never."""
 
     every: int = runtime(0)
     batches: int = runtime(0)
     batch_size: int = runtime(0)
     sets: tuple[SetConfig, ...] = runtime(())
+    patience: int = runtime(0)
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,16 @@ def check_values(e: Experiment) -> None:
             raise UserError(f"config.checkpoint.{key} must be at least 0, not {values[f'checkpoint.{key}']}")
     if not 0.0 <= e.ema_decay < 1.0:
         raise UserError(f"config.ema_decay must be at least 0 and less than 1, not {e.ema_decay}")
+    if e.evaluation.patience < 0 or (e.evaluation.patience and not e.evaluation.every):
+        raise UserError(
+            f"config.evaluation.patience={e.evaluation.patience} counts evaluations: it is at least 0 and "
+            "needs evaluation.every"
+        )
     optimizers.check(e.optimizer)
     if not e.init_from and (e.init_skip or e.init_vocabulary != "error"):
         raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
     names = {
+        "objective.unit": UNITS,
         "data.validation": VALIDATION,
         "data.rows": PACKINGS,
         "model.positions": POSITIONS,
@@ -219,7 +227,7 @@ def check_values(e: Experiment) -> None:
         "init_vocabulary": INIT_VOCABULARY,
     }
     for key, known in names.items():
-        if values[key] not in known:
+        if key in values and values[key] not in known:
             raise UserError(f"config.{key} is {values[key]!r}; choose one of {', '.join(known)}")
     shares = [k for k in values if k.endswith(("_fraction", "_rate", "_share", "dropout"))]
     for key in shares:

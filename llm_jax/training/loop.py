@@ -7,76 +7,113 @@ Evaluation, checkpoints and resumption happen only between dispatches, at absolu
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from llm_jax import config as configs
-from llm_jax import hardware
-from llm_jax.models.flops import training_flops_per_token
-from llm_jax.storage import write_text
+from llm_jax.errors import UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
-from llm_jax.training import metrics
-from llm_jax.training.checkpoint import Checkpointer
+from llm_jax.training import metrics, warm_start
+from llm_jax.training.checkpoint import Checkpointer, Source
+from llm_jax.training.early_stopping import out_of_patience
 from llm_jax.training.experiment import Experiment, complete
-from llm_jax.training.metrics import MetricsWriter
+from llm_jax.training.policy import SavePolicy
+from llm_jax.training.profiling import Profiler
 from llm_jax.training.program import Program
-from llm_jax.training.progress import ProgressLine, say
+from llm_jax.training.progress import say
 from llm_jax.training.rundir import RunDirectory, carry_on
-from llm_jax.training.samples import sample_text
+from llm_jax.training.samples import SampleFile, sample_text
+from llm_jax.training.signals import Stop, Stopped
 from llm_jax.training.state import State
+from llm_jax.training.step_log import StepLog
 
 
 def run(
-    experiment: Experiment, workdir: str | Path, extend: bool = False, say: Callable[[str], None] = say
-) -> dict[str, float]:
+    experiment: Experiment,
+    workdir: str | Path,
+    extend: bool = False,
+    say: Callable[[str], None] = say,
+    stop: Stop | None = None,
+) -> dict[str, Any]:
     """Trains, or goes on training, in ``workdir``; gives the final evaluation.
 
-    Prepares the data at the first start. extend: allow more steps than the run began with.
+    Prepares the data at the first start. extend: allow more steps than the run began with. stop: when it
+    is requested, the state is saved after the dispatch under way and Stopped is raised.
     """
     directory = RunDirectory.open(workdir)
     stored = directory.stored()
     shard_set = directory.data_of(experiment)
-    header = prepare(experiment.data, experiment.tokenizer, shard_set, say)
+    header = prepare(experiment.data, experiment.tokenizer, shard_set, say, experiment.evaluation.sets)
     data = shards.content_id(header)
     directory.check_data(data)
     experiment = carry_on(stored, complete(experiment, header["vocab_size"]), extend)
-    program = Program.build(experiment, shard_set)
-    directory.write_config(program.experiment, data)
-    checkpointer = Checkpointer(directory.checkpoints, experiment.checkpoint.keep)
-    checkpointer.clean()
+    about = {"vocab_size": experiment.model.vocab_size, "tokenizer": header["tokenizer"]}
+    checkpointer = make_checkpointer(directory, experiment, about)
     try:
-        state, start = restore_or_init(program, checkpointer)
+        source = find_source(experiment.init_from, directory, checkpointer)
+        program = Program.build(experiment, shard_set)
+        state, start = restore_or_begin(program, checkpointer, source, say)
+        directory.write_config(program.experiment, data, source.hash if source else directory.begun_from())
+        checkpointer.clean()
         say(describe_config(program))
         say(describe(program, start))
-        state = train(program, state, start, directory, checkpointer)
+        stop = stop or Stop()
+        with stop.deferred():
+            state = train(program, state, start, directory, checkpointer, stop)
     finally:
         checkpointer.close()
-    write_text(directory.samples, sample_text(program, state.params))
+    SampleFile(directory.samples).add(int(state.step), sample_text(program, state.judged))
     return final_evaluation(directory)
 
 
-def final_evaluation(directory: RunDirectory) -> dict[str, float]:
+def make_checkpointer(directory: RunDirectory, experiment: Experiment, about: dict[str, Any]) -> Checkpointer:
+    c = experiment.checkpoint
+    return Checkpointer(directory.checkpoints, c.keep, c.keep_best, c.keep_every, about)
+
+
+def final_evaluation(directory: RunDirectory) -> dict[str, Any]:
     """The newest evaluation of a run, from its metrics."""
-    return [record for record in metrics.read(directory.metrics) if record["kind"] == "evaluation"][-1]
+    return metrics.evaluations(metrics.read(directory.metrics))[-1]
 
 
-def restore_or_init(program: Program, checkpointer: Checkpointer) -> tuple[State, int]:
+def find_source(init_from: str, directory: RunDirectory, checkpointer: Checkpointer) -> Source | None:
+    """The checkpoint that a run begins from, or None for fresh parameters and for a run that goes on.
+
+    Raises UserError when the run began from something else: known by the hash, but where a run goes on
+    ``init_from`` is not read and may be gone.
+    """
+    goes_on, begun = bool(checkpointer.steps()), directory.begun_from()
+    if goes_on and (begun or not init_from):
+        return None
+    source = Source.find(Path(init_from).expanduser()) if init_from else None
+    if directory.config.exists() and (source.hash if source else "") != begun:
+        raise UserError(
+            f"{directory.path} began from {'another checkpoint' if begun else 'fresh parameters'} than "
+            f"config.init_from={init_from!r} now gives; use another --workdir"
+        )
+    return source
+
+
+def restore_or_begin(
+    program: Program, checkpointer: Checkpointer, source: Source | None, say: Callable[[str], None]
+) -> tuple[State, int]:
     """The newest checkpoint, or the state at step 0."""
-    steps = checkpointer.steps()
-    if not steps:
-        return program.init(), 0
-    return checkpointer.restore(steps[-1], program.abstract_state()), steps[-1]
+    if steps := checkpointer.steps():
+        return program.read(checkpointer, steps[-1]), steps[-1]
+    if source:
+        return program.begin(warm_start.params_from(program, source, say)), 0
+    return program.init(), 0
 
 
 def describe_config(program: Program) -> str:
     """What of the config differs from the defaults."""
-    changed = configs.differences(Experiment(), program.experiment)
-    return "config: " + ", ".join(f"{key}={new}" for key, (_, new) in changed.items() if new is not None)
+    changed = configs.changed(Experiment, program.experiment)
+    return "config: " + ", ".join(f"{key}={new}" for key, (_, new) in changed.items())
 
 
 def describe(program: Program, start: int) -> str:
@@ -97,95 +134,63 @@ def train(
     start: int,
     directory: RunDirectory,
     checkpointer: Checkpointer,
+    stop: Stop,
 ) -> State:
-    """Steps ``start`` to the end, with metrics, evaluations and checkpoints on the way."""
+    """Steps ``start`` to the end, with metrics, evaluations, samples and checkpoints on the way. The end
+    is also where patience with the validation loss does.
+
+    Raises Stopped, with everything saved, when ``stop`` is requested before the end.
+    """
     e = program.experiment
-    if start == e.steps:
+    losses = [r["loss"] for r in metrics.evaluations(metrics.read(directory.metrics)) if r["step"] <= start]
+    if start == e.steps or out_of_patience(losses, e.evaluation.patience):
         return state
     per = e.steps_per_dispatch
-    writer = MetricsWriter(directory.metrics, start)
-    log = StepLog(program, writer, ProgressLine(e.steps, start))
-    try:
-        for index, batches in enumerate(program.batches.iterate(start // per, e.steps // per), start // per):
-            state, results = program.steps(state, batches)
-            log.add(index * per, results)
-            step, last = (index + 1) * per, (index + 1) * per == e.steps
+    policy, samples = SavePolicy(e.checkpoint), SampleFile(directory.samples)
+    with (
+        closing(Profiler(directory.profile, e.logging.profiled)) as profiler,
+        closing(program.batches.iterate(start // per, e.steps // per)) as batches,
+        closing(StepLog(program, directory, start)) as log,
+    ):
+        for first, batch in zip(range(start, e.steps, per), log.timed(batches), strict=True):
+            profiler.at(first, state)
+            state, results = program.steps(state, batch)
+            log.add(first, results)
+            step, last, stopping = first + per, first + per == e.steps, stop.requested
+            loss = None
             if last or _due(step, e.evaluation.every):
-                log.drain()
-                log.evaluation(step, program.evaluate(state.params))
-            if last or _due(step, e.checkpoint.every):
-                log.drain()
-                writer.sync()
-                checkpointer.save(step, state)
+                loss = evaluate(program, state, log, step)
+                losses.append(loss)
+                last = last or out_of_patience(losses, e.evaluation.patience)
+            if not last and _due(step, e.samples.every):
+                with log.pause("samples"):
+                    samples.add(step, sample_text(program, state.judged))
+            best = loss is not None and checkpointer.is_among_best(step, loss)
+            if last or stopping or best or policy.due(step):
+                log.sync()
+                checkpointer.save(step, state, loss)
+                policy.saved()
+            if stopping and not last:
+                checkpointer.wait()
+                raise Stopped(f" at step {step:,} of {e.steps:,}, which is saved")
+            if last:
+                break
         checkpointer.wait()
-        writer.write("end", e.steps)
-    finally:
-        log.close()
-        writer.close()
+        log.end(step, f"no better loss in {e.evaluation.patience} evaluations" if step < e.steps else "")
     return state
+
+
+def evaluate(program: Program, state: State, log: StepLog, step: int) -> float:
+    """Evaluates on every set, between dispatches; gives the validation loss. The running mean of the
+    parameters is what is judged where there is one."""
+    with log.pause("evaluation"):
+        results = program.evaluate_all(state.judged)
+        with jax.set_mesh(program.layout.mesh):
+            norms = metrics.layer_norms(state.params)
+    results[metrics.VALIDATION] |= {"layer_norms": norms}
+    log.evaluation(step, results)
+    return results[metrics.VALIDATION]["loss"]
 
 
 def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-class StepLog:
-    """Metrics of dispatches, fetched one late so that the device never waits for the host."""
-
-    def __init__(self, program: Program, writer: MetricsWriter, line: ProgressLine) -> None:
-        e = program.experiment
-        self._writer, self._line = writer, line
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._tokens = e.global_batch_size * e.data.sequence_length * e.steps_per_dispatch
-        self._flops = [
-            training_flops_per_token(e.model, e.data.sequence_length, causal) / program.layout.mesh.size
-            for causal in ([False, True] if e.model.causal else [False])
-        ]
-        self._chip = hardware.lookup(jax.devices()[0].device_kind)
-        self._clock: float | None = None  # starts when the first dispatch, with its compilation, is done
-
-    def add(self, first: int, results: dict[str, jax.Array]) -> None:
-        """The metrics [steps] of the dispatch that began at step ``first``."""
-        self.drain()
-        self._pending = first, results
-
-    def drain(self) -> None:
-        """Waits for the dispatch before and writes it."""
-        if self._pending is None:
-            return
-        (first, results), self._pending = self._pending, None
-        values = jax.device_get(results)
-        count = len(values["loss"])
-        time_values = self._rates()
-        for i in range(count):
-            step_values = {name: float(series[i]) for name, series in values.items()}
-            last = i == count - 1
-            self._writer.write("train", first + i + 1, step_values, time_values if last else None)
-        self._line.update(first + count, float(np.mean(values["loss"])), time_values)
-
-    def evaluation(self, step: int, result: dict[str, float]) -> None:
-        """Writes and shows an evaluation; the dispatch after it is not timed."""
-        self._clock = None
-        self._writer.write("evaluation", step, result)
-        self._line.say(
-            f"step {step:,}: validation loss {result['loss']:.4f}, accuracy {result['accuracy']:.3f}"
-        )
-
-    def close(self) -> None:
-        self.drain()
-        self._line.close()
-
-    def _rates(self) -> dict[str, float]:
-        """Speed of the dispatch just finished: nothing for the first, which compiled, and for one that
-        an evaluation stood in front of. MFU is given twice, by full and by causal attention FLOPs."""
-        now, before = time.monotonic(), self._clock
-        self._clock = now
-        if before is None:
-            return {}
-        rate = self._tokens / (now - before)
-        rates = {"seconds": now - before, "tokens_per_second": rate}
-        if self._chip:
-            names = ("mfu", "mfu_causal")
-            for name, flops in zip(names, self._flops, strict=False):
-                rates[name] = rate * flops / self._chip.flops
-        return rates

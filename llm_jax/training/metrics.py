@@ -2,7 +2,8 @@
 
 ``metrics/0001.jsonl`` belongs to the first start of a run, ``0002.jsonl`` to the next. Every line has
 ``attempt``, ``kind`` (start, train, evaluation, end) and ``step``; values that come from a wall clock
-stand apart under ``time``, so that two runs of one config differ in nothing else.
+stand apart under ``time``, so that two runs of one config differ in nothing else. An evaluation says
+of which set under ``set``; ``validation`` is the one that a run is judged by.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from llm_jax.errors import UserError
 
 Record = dict[str, Any]
+VALIDATION = "validation"
 
 
 class MetricsWriter:
@@ -33,10 +38,13 @@ class MetricsWriter:
         self,
         kind: str,
         step: int,
-        values: Mapping[str, float] | None = None,
+        values: Mapping[str, Any] | None = None,
         time: Mapping[str, float] | None = None,
-    ) -> None:
-        """One line, handed to the operating system at once, so that a killed run has lost none."""
+    ) -> Record:
+        """One line, handed to the operating system at once, so that a killed run has lost none.
+
+        values: numbers, texts, and mappings of these. Gives the record that was written.
+        """
         record = {"attempt": self.attempt, "kind": kind, "step": step, **_plain(values or {})}
         if time:
             record["time"] = _plain(time)
@@ -45,6 +53,7 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+        return record
 
     def sync(self) -> None:
         """To the disk: what a checkpoint relies on must not be lost when the machine is."""
@@ -54,9 +63,17 @@ class MetricsWriter:
         self._file.close()
 
 
-def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: what is not finite is written as null."""
-    return {key: float(v) if math.isfinite(v) else None for key, v in values.items()}
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            plain[key] = _plain(value)
+        elif isinstance(value, str):
+            plain[key] = value
+        else:
+            plain[key] = float(value) if math.isfinite(value) else None
+    return plain
 
 
 def segments(directory: Path) -> list[Path]:
@@ -85,6 +102,11 @@ def read(directory: Path) -> list[Record]:
     return story
 
 
+def evaluations(story: list[Record], of: str = VALIDATION) -> list[Record]:
+    """The evaluations of one set, in order."""
+    return [r for r in story if r["kind"] == "evaluation" and r.get("set", VALIDATION) == of]
+
+
 def without_time(story: list[Record]) -> list[Record]:
     """What two runs of one config have in common, however often either was stopped."""
     hidden = ("time", "attempt")
@@ -93,3 +115,26 @@ def without_time(story: list[Record]) -> list[Record]:
         for record in story
         if record["kind"] not in ("start", "end")
     ]
+
+
+def layer_norms(params: Any) -> dict[str, float]:
+    """Euclidean norms {"embedding": ..., "blocks/0": ..., "blocks/1": ...} of a model's parameters.
+
+    What stands under ``blocks`` is stacked, a layer an index of the first axis; the rest counts whole.
+    """
+    squares = jax.device_get(_layer_squares(params))
+    norms = {}
+    for name, square in squares.items():
+        rows = {f"{name}/{i}": x for i, x in enumerate(square)} if square.ndim else {name: square}
+        norms |= {key: math.sqrt(x) for key, x in rows.items()}
+    return norms
+
+
+@jax.jit
+def _layer_squares(params: Any) -> dict[str, jax.Array]:
+    """Sums of squares, [layers] for ``blocks``: outside the step, which need not wait for them."""
+
+    def square(name: str, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
+
+    return {name: sum(square(name, x) for x in jax.tree.leaves(section)) for name, section in params.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,14 +15,17 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import mesh
-from llm_jax.data import loader, packing
+from llm_jax.data import loader
 from llm_jax.data.batch import Batch
-from llm_jax.data.source import TokenSource
+from llm_jax.data.splits import Splits
 from llm_jax.errors import UserError
 from llm_jax.mesh import Layout
 from llm_jax.models import transformer
 from llm_jax.text import shards, tokenizers
-from llm_jax.text.prepare import load_tokenizer, prepare
+from llm_jax.text.prepare import load_tokenizer, prepare, prepare_set
+from llm_jax.text.shards import VALIDATION
+from llm_jax.text.sources import SetConfig
+from llm_jax.text.words import Vocabulary
 from llm_jax.training import evaluate, optimizers, step
 from llm_jax.training.checkpoint import Checkpointer
 from llm_jax.training.experiment import Experiment, check_mesh, complete
@@ -42,7 +46,8 @@ class Program:
         cls, experiment: Experiment, directory: str | Path, say: Callable[[str], None] = print
     ) -> Program:
         """Makes the shard set at ``directory`` if it is not there, starts jax, and builds."""
-        header = prepare(experiment.data, experiment.tokenizer, Path(directory), say)
+        sets = experiment.evaluation.sets
+        header = prepare(experiment.data, experiment.tokenizer, Path(directory), say, sets)
         return cls.build(complete(experiment, header["vocab_size"]), Path(directory))
 
     @classmethod
@@ -51,7 +56,7 @@ class Program:
     ) -> Program:
         """experiment: complete but for what the hardware decides, which is decided here.
 
-        Raises UserError when it does not fit the devices.
+        Raises UserError when it does not fit the devices, or its steps the epochs that its sources allow.
         """
         rows = math.gcd(experiment.micro_batch, experiment.evaluation_rows)
         chosen = mesh.start(experiment.mesh, rows)
@@ -61,7 +66,9 @@ class Program:
             model = dataclasses.replace(model, dtype=mesh.default_dtype())
         experiment = dataclasses.replace(experiment, mesh=chosen, model=model)
         check_mesh(experiment, layout.mesh.shape)
-        return cls(experiment, layout, directory)
+        program = cls(experiment, layout, directory)
+        program.splits.check_epochs(experiment.steps, experiment.global_batch_size)
+        return program
 
     @classmethod
     def restore(cls, workdir: str | Path) -> tuple[Program, State]:
@@ -76,7 +83,7 @@ class Program:
         if experiment is None or not steps:
             raise UserError(f"--workdir={workdir} holds no run with a checkpoint; train one first")
         program = cls.build(experiment, run.data_of(experiment))
-        return program, checkpointer.restore(steps[-1], program.abstract_state())
+        return program, program.read(checkpointer, steps[-1])
 
     @cached_property
     def model(self) -> transformer.Transformer:
@@ -94,14 +101,29 @@ class Program:
 
     # ---- state --------------------------------------------------------------------------------
 
+    def _begin(self, params: Any) -> State:
+        e, opt_state = self.experiment, self.optimizer.transformation.init(params)
+        scale = e.loss_scale.create() if e.model.dtype == "float16" else None
+        return State.create(params, opt_state, ema=e.ema_decay > 0.0, loss_scale=scale)
+
     def _create(self, key: jax.Array) -> State:
-        params = transformer.init_params(self.model, key)
-        return State.create(params, self.optimizer.transformation.init(params))
+        return self._begin(transformer.init_params(self.model, key))
 
     def init(self) -> State:
         """The state at step 0: the same on any mesh."""
         with jax.set_mesh(self.layout.mesh):
             return jax.jit(self._create)(jax.random.key(self.experiment.seed))
+
+    def fresh_params(self) -> Any:
+        """The parameters of ``init``."""
+        with jax.set_mesh(self.layout.mesh):
+            create = jax.jit(partial(transformer.init_params, self.model))
+            return create(jax.random.key(self.experiment.seed))
+
+    def begin(self, params: Any) -> State:
+        """The state at step 0 with the given parameters."""
+        with jax.set_mesh(self.layout.mesh):
+            return jax.jit(self._begin)(params)
 
     def abstract_state(self) -> State:
         """ShapeDtypeStructs of the state, with the shardings of this mesh."""
@@ -115,12 +137,27 @@ class Program:
             key = jax.eval_shape(lambda: jax.random.key(0))
             return jax.tree.map(place, jax.eval_shape(self._create, key))
 
+    def read(self, checkpointer: Checkpointer, step: int) -> State:
+        """The state saved at ``step``. model.dtype may be another than it was: the loss scale, which float16
+        alone has, is then left behind or begins anew."""
+        target, scale = self.abstract_state(), self.experiment.loss_scale.create()
+        wanted, everywhere = target.loss_scale, NamedSharding(self.layout.mesh, PartitionSpec())
+        if "loss_scale/scale" in checkpointer.arrays(step):
+            saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype, sharding=everywhere), scale)
+            state = checkpointer.restore(step, target.replace(loss_scale=saved))
+            return state if wanted else state.replace(loss_scale=None)
+        state = checkpointer.restore(step, target.replace(loss_scale=None))
+        return state.replace(loss_scale=jax.device_put(scale, everywhere)) if wanted else state
+
     # ---- training -----------------------------------------------------------------------------
 
     @cached_property
     def step_fn(self) -> Callable:
         """(state, batch [accumulation, rows, length]) -> (state, metrics), not compiled."""
-        return step.make_step(self.model, self.experiment.objective, self.optimizer, self.experiment.seed)
+        e = self.experiment
+        return step.make_step(
+            self.model, e.objective, self.optimizer, e.seed, ema_decay=e.ema_decay, scaling=e.loss_scale
+        )
 
     @cached_property
     def _steps(self) -> Callable:
@@ -136,20 +173,24 @@ class Program:
         """``batches[i]`` is what dispatch ``i`` trains on."""
         e = self.experiment
         return loader.TrainBatches(
-            rows=self.rows("train"),
+            rows=self.splits.training,
             to_batch=self._to_batch(e.seed),
             seed=e.seed,
             shape=(e.steps_per_dispatch, e.accumulation, e.micro_batch),
             sharding=self.layout.named(None, None, "batch"),
         )
 
-    def rows(self, split: str) -> packing.Packed | packing.OneDocument:
-        data = self.experiment.data
-        return packing.pack(TokenSource(self.directory, split), data.rows, data.sequence_length)
+    @cached_property
+    def splits(self) -> Splits:
+        """Rows of any split of the shard set."""
+        return Splits(self.directory, self.experiment.data)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.tokenizer)
 
     def _to_batch(self, seed: int) -> loader.ToBatch:
-        vocab_size = shards.read_header(self.directory)["vocab_size"]
-        return partial(self.experiment.objective.to_batch, seed=seed, vocab_size=vocab_size)
+        return partial(self.experiment.objective.to_batch, seed=seed, vocabulary=self._vocabulary)
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -157,10 +198,10 @@ class Program:
     def _evaluation(self) -> Callable:
         return jax.jit(evaluate.make_evaluation(self.model, self.experiment.objective))
 
-    def evaluation_batches(self) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str = VALIDATION) -> Iterator[Batch]:
         e = self.experiment
         return loader.evaluation_batches(
-            self.rows("validation"),
+            self.splits.rows(split),
             self._to_batch(0),  # not the run's seed: every run is judged on the same masks
             e.evaluation_rows,
             self.layout.named(None, None, "batch"),
@@ -168,6 +209,39 @@ class Program:
         )
 
     def evaluate(self, params: Any) -> dict[str, float]:
-        """Means over the validation split."""
+        """Means over the validation set: of several sources, each counts by its weight in training."""
+        return self.evaluate_set(params, VALIDATION)
+
+    def evaluate_set(self, params: Any, name: str) -> dict[str, float]:
+        """Means over the validation set or one split: "validation", "validation.SOURCE", "test.SET"."""
+        weights = self.splits.validation if name == VALIDATION else {name: 1.0}
+        return self._weigh({split: self._evaluate_split(params, split) for split in weights})
+
+    def evaluate_all(self, params: Any) -> dict[str, dict[str, float]]:
+        """{set: means}: "validation", each source's part of it where there are several, and every set
+        that the config names."""
+        parts = {split: self._evaluate_split(params, split) for split in self.splits.validation}
+        names = [shards.split_name(shards.TEST, entry.name) for entry in self.experiment.evaluation.sets]
+        sets = {name: self._evaluate_split(params, name) for name in names}
+        return {VALIDATION: self._weigh(parts), **(parts if len(parts) > 1 else {}), **sets}
+
+    def evaluate_text(self, params: Any, text: tuple[str, ...]) -> dict[str, float]:
+        """Means over any text, all of it: files, directories, globs. Raises UserError for bad text."""
+        entry = SetConfig("text", text)
+        with tempfile.TemporaryDirectory() as directory:
+            data = self.experiment.data
+            prepare_set(data, self.tokenizer, entry, Path(directory), say=lambda _: None)
+            other = dataclasses.replace(self, directory=Path(directory))
+            return other.evaluate_set(params, shards.split_name(shards.TEST, entry.name))
+
+    def _evaluate_split(self, params: Any, split: str) -> dict[str, float]:
         with jax.set_mesh(self.layout.mesh):
-            return evaluate.evaluate(self._evaluation, params, self.evaluation_batches())
+            batches = self.evaluation_batches(split)
+            return evaluate.evaluate(self._evaluation, params, batches, self._bytes_per_target(split))
+
+    def _bytes_per_target(self, split: str) -> float | None:
+        """None for an encoder, which gives no probability to a text."""
+        return self.splits.bytes_per_target(split) if self.experiment.model.causal else None
+
+    def _weigh(self, parts: dict[str, dict[str, float]]) -> dict[str, float]:
+        return evaluate.weigh(parts, self.splits.validation, {s: self._bytes_per_target(s) for s in parts})

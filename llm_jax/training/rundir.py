@@ -63,6 +63,14 @@ class RunDirectory:
         return self.path / "samples.txt"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -79,11 +87,19 @@ class RunDirectory:
         """The shard set that the run reads."""
         return Path(experiment.data.shards) if experiment.data.shards else self.data
 
-    def write_config(self, experiment: Experiment, data: str) -> None:
-        """config.json and environment.json of a new run, or of one that goes on with other choices."""
+    def begun_from(self) -> str:
+        """The hash of the checkpoint whose parameters the run began with; "" for none."""
+        return json.loads(self.config.read_text()).get("init", "") if self.config.exists() else ""
+
+    def write_config(self, experiment: Experiment, data: str, init: str = "") -> None:
+        """config.json and environment.json of a new run, or of one that goes on with other choices.
+
+        data, init: content hashes of the shards, and of the checkpoint of a warm start.
+        """
+        hashes = {"data": data} | ({"init": init} if init else {})
         content = {
-            "fingerprint": configs.fingerprint(experiment, data=data),
-            "data": data,
+            "fingerprint": configs.fingerprint(experiment, **hashes),
+            **hashes,
             "config": configs.to_dict(experiment),
         }
         storage.write_text(self.config, configs.dumps(content, indent=1) + "\n")
@@ -113,7 +129,7 @@ def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experimen
         listed = ", ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items())
         hint = "; --extend allows more steps" if set(changed) == {"steps"} else ""
         raise UserError(f"--workdir holds another experiment ({listed}); use another --workdir{hint}")
-    return dataclasses.replace(new, model=model, mesh=mesh)
+    return dataclasses.replace(new, model=model, mesh=mesh, init_from=new.init_from or old.init_from)
 
 
 def environment() -> dict[str, Any]:

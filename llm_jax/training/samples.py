@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,33 @@ import numpy as np
 from llm_jax.errors import UserError
 from llm_jax.inference.generate import fill_blanks, generate
 from llm_jax.inference.sampling import Sampling
+from llm_jax.storage import write_text
 from llm_jax.text.tokenizers import BOS, MASK, MASK_TEXT, Tokenizer
 from llm_jax.training.experiment import SampleConfig
 from llm_jax.training.program import Program
+
+HEADER = re.compile(r"^=== step (\d+) ===\n", re.MULTILINE)
+
+
+class SampleFile:
+    """samples.txt: a section a step, in order, however often a run was stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[int, str]:
+        """{step: text}."""
+        if not self._path.exists():
+            return {}
+        _, *parts = HEADER.split(self._path.read_bytes().decode())  # a model may write \r, too
+        return {int(step): text for step, text in zip(parts[::2], parts[1::2], strict=True)}
+
+    def add(self, step: int, text: str) -> None:
+        """Puts ``text`` in the place of what stood there for this step, and leaves out what is later: an
+        earlier attempt that came further wrote it. The file is replaced as a whole."""
+        text = HEADER.sub(lambda header: " " + header.group(), text)  # a model may write anything
+        sections = {**{s: t for s, t in self.read().items() if s < step}, step: text}
+        write_text(self._path, "".join(f"=== step {s} ===\n{t}" for s, t in sections.items()))
 
 
 def sample_text(program: Program, params: Any) -> str:

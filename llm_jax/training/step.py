@@ -12,6 +12,7 @@ import optax
 from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.cross_entropy import PredictsTokens
+from llm_jax.training.loss_scale import LossScaleConfig
 from llm_jax.training.optimizers import Optimizer
 from llm_jax.training.state import State
 
@@ -20,39 +21,33 @@ DROPOUT = 1  # the purpose of a draw, folded into the seed; initialisation uses 
 
 
 def make_step(
-    model: Transformer, objective: PredictsTokens, optimizer: Optimizer, seed: int
+    model: Transformer,
+    objective: PredictsTokens,
+    optimizer: Optimizer,
+    seed: int,
+    ema_decay: float = 0.0,
+    scaling: LossScaleConfig = LossScaleConfig(),  # noqa: B008 (frozen)
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """One update. The batch has leaves [accumulation, rows, length]; metrics are float32 scalars.
 
     Losses are sums over the whole batch divided by weights summed over the whole batch, so that the
     number of micro-batches and of devices never changes the mean. A step whose loss or gradient is not
-    finite changes nothing but the step count.
+    finite changes nothing but the step count and the loss scale. ema_decay and scaling are for a state
+    that has an ``ema`` or a ``loss_scale``; the running mean becomes decay * mean + (1 - decay) * params.
     """
-    losses = make_losses(model, objective)
+    gradients = make_gradients(model, objective, seed)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         weights = objective.weights(batch)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
-
-        def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
-            means = losses(params, micro, weights, jax.random.fold_in(key, index))
-            return sum(means[name] * c for name, c in objective.coefficients.items()), means
-
-        def accumulate(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            (_, means), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *micro)
-            return jax.tree.map(jnp.add, total, (means, grads)), None
-
-        count = batch.inputs.shape[0]
-        zeros = (
-            {name: jnp.zeros(()) for name in weights},
-            jax.tree.map(jnp.zeros_like, state.params),
-        )
-        (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
-
+        means, grads = gradients(state, batch, weights)
         updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda mean, p: mean + (1.0 - ema_decay) * (p - mean), ema, params)
         grad_norm = optax.tree.norm(grads)
         applied = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
-        new = State(state.step, optax.apply_updates(state.params, updates), opt_state)
+        new = state.replace(params=params, opt_state=opt_state, ema=ema)
         # where, not a product with 0: 0 x NaN is NaN.
         new = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
         metrics = means | {
@@ -63,9 +58,43 @@ def make_step(
             "target_tokens": weights["loss"],
             "skipped": 1.0 - applied,
         }
+        if state.loss_scale is not None:
+            metrics["loss_scale"] = state.loss_scale.scale
+            new = new.replace(loss_scale=scaling.after(state.loss_scale, applied))
         return new.replace(step=state.step + 1), metrics
 
     return step
+
+
+def make_gradients(
+    model: Transformer, objective: PredictsTokens, seed: int
+) -> Callable[[State, Batch, Metrics], tuple[Metrics, Any]]:
+    """(state, batch [accumulation, rows, length], weights) -> ({name: mean}, gradients), summed over
+    micro-batches one after another. A loss scale multiplies the loss before it is differentiated and
+    divides the gradients; the means do not see it."""
+    losses = make_losses(model, objective)
+
+    def gradients(state: State, batch: Batch, weights: Metrics) -> tuple[Metrics, Any]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+
+        def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
+            means = losses(params, micro, weights, jax.random.fold_in(key, index))
+            return scale * sum(means[name] * c for name, c in objective.coefficients.items()), means
+
+        def accumulate(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            (_, means), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *micro)
+            return jax.tree.map(jnp.add, total, (means, grads)), None
+
+        zeros = (
+            {name: jnp.zeros(()) for name in weights},
+            jax.tree.map(jnp.zeros_like, state.params),
+        )
+        count = batch.inputs.shape[0]
+        (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
+        return means, jax.tree.map(lambda g: g / scale, grads)
+
+    return gradients
 
 
 def make_losses(model: Transformer, objective: PredictsTokens) -> Callable[..., Metrics]:

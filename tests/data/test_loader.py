@@ -17,8 +17,10 @@ from llm_jax.mesh import MeshConfig, make_layout
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM
 from llm_jax.text import shards
+from llm_jax.text.words import Vocabulary
 
 LENGTH, VOCAB, ROWS, SEED = 8, 100, 37, 3
+VOCABULARY = Vocabulary(VOCAB, np.ones(VOCAB, bool), np.ones(VOCAB, bool))
 MESHES = {
     "1": (MeshConfig(), 1),
     "2": (MeshConfig(), 2),
@@ -46,7 +48,7 @@ def rows():
 
 def make(rows, mesh="1", shape=(1, 1, 8), seed=SEED):
     """The batches of an objective that draws at random."""
-    to_batch = partial(MLM(mask_rate=0.4).to_batch, seed=seed, vocab_size=VOCAB)
+    to_batch = partial(MLM(mask_rate=0.4).to_batch, seed=seed, vocabulary=VOCABULARY)
     return loader.TrainBatches(rows, to_batch, seed, shape, sharding(mesh))
 
 
@@ -106,7 +108,7 @@ def test_a_process_reads_each_row_that_its_devices_hold_once(rows, mesh, parts):
 
 
 def test_every_epoch_has_every_row_in_an_order_of_its_own(rows):
-    to_batch = partial(CLM().to_batch, seed=0, vocab_size=VOCAB)
+    to_batch = partial(CLM().to_batch, seed=0, vocabulary=VOCABULARY)
     batches = loader.TrainBatches(rows, to_batch, SEED, (1, 1, ROWS), sharding("1"))
     whole = rows.read(np.arange(ROWS)).tokens[:, :-1].tolist()
     first, second = (np.asarray(batches[epoch].inputs)[0, 0].tolist() for epoch in (0, 1))
@@ -128,7 +130,7 @@ def test_seeds_differ(rows):
 
 
 def evaluation(rows, mesh="1", objective=None, size=8, limit=0):
-    to_batch = partial((objective or CLM()).to_batch, seed=0, vocab_size=VOCAB)
+    to_batch = partial((objective or CLM()).to_batch, seed=0, vocabulary=VOCABULARY)
     return list(loader.evaluation_batches(rows, to_batch, size, sharding(mesh), limit))
 
 
@@ -137,7 +139,7 @@ def test_evaluation_covers_every_target_once(rows, mesh, size):
     batches = evaluation(rows, mesh, size=size)
     assert all(batch.inputs.shape == (1, 1, size, LENGTH) for batch in batches)
     got = flat(batches)
-    wanted = CLM().to_batch(rows.read(np.arange(ROWS)), np.arange(ROWS), 0, VOCAB)
+    wanted = CLM().to_batch(rows.read(np.arange(ROWS)), np.arange(ROWS), 0, VOCABULARY)
     assert_equal(jax.tree.map(lambda x: x[:ROWS], got), wanted)
     assert np.all(got.weights[ROWS:] == 0) and len(got.weights) - ROWS < size
 
@@ -173,7 +175,7 @@ def test_rows_are_placed_by_index_not_by_device_number(rows):
     """Each device of a mesh in another order holds the rows that the sharding gives it."""
     layout = make_layout(MeshConfig(), jax.devices()[::-1])
     batches = make(rows)
-    to_batch = partial(MLM(mask_rate=0.4).to_batch, seed=SEED, vocab_size=VOCAB)
+    to_batch = partial(MLM(mask_rate=0.4).to_batch, seed=SEED, vocabulary=VOCABULARY)
     turned = loader.TrainBatches(rows, to_batch, SEED, (1, 1, 8), layout.named(None, None, "batch"))[0]
     assert_equal(turned, batches[0])
     assert isinstance(turned, Batch)

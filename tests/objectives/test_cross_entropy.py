@@ -205,3 +205,18 @@ def test_the_loss_at_predicted_places_is_the_loss(layout):
         placed_predict = jax.device_put(predict, layout.named("batch", None))
         step = jax.jit(jax.value_and_grad(sums, argnums=(0, 1)))
         assert_close(step(*placed, placed_predict), step(*placed, None))
+
+
+def test_top5_accuracy():
+    """In evaluation alone: targets among the five largest scores."""
+    hidden, table, targets, weights = make_arrays()
+    batch = Batch(targets, targets, weights, targets, targets)
+    with jax.set_mesh(ONE.mesh):
+        sums = PredictsTokens().sums(
+            lambda h: jnp.einsum("bld,vd->blv", h, table), hidden, batch, evaluating=True
+        )
+        totals = PredictsTokens().weights(batch, evaluating=True)
+    best = np.argsort(-(hidden @ table.T), axis=-1)[..., :5]
+    found = (best == targets[..., None]).any(-1)
+    assert sums["top5_accuracy"] == pytest.approx(np.sum(weights * found), rel=1e-6)
+    assert sums.keys() == totals.keys()

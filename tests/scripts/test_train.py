@@ -215,32 +215,108 @@ def same_state(*workdirs):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def start(workdir, text):
-    flags = [f"--config={ROOT}/configs/tiny_clm.py", *on(text, workdir, "--config.steps=60")]
-    log = (workdir.parent / f"{workdir.name}.log").open("a")
-    # Without the tests' own flags: optimised, and on as many devices as the machine has cores.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+MORE = (
+    *("--config.steps_per_dispatch=5", "--config.samples.every=25", "--config.checkpoint.keep_best=1"),
+    "--config.mesh.cpu_devices=4",
+)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts a training of 60 steps in a process of its own, with samples and policies."""
+    root = tmp_path_factory.mktemp("processes")
+    (root / "text.txt").write_text(TEXT)
+
+    def run(workdir):
+        own = on(root / "text.txt", workdir, "--config.steps=60", *MORE)
+        log = (workdir.parent / f"{workdir.name}.log").open("a")
+        # Without the tests' own flags: optimised. What one process compiles the next need not.
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+        environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), f"--config={ROOT}/configs/tiny_clm.py"]
+        return subprocess.Popen([*command, *own], stdout=log, stderr=log, env=environment)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """One that was never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert start(path).wait() == 0
+    assert "on 4 x cpu (data 4)" in (path.parent / "run.log").read_text()
+    return path
+
+
+def same_run(whole, cut):
+    assert story(whole) == story(cut)
+    assert (whole / "samples.txt").read_bytes() == (cut / "samples.txt").read_bytes()
+    same_state(whole, cut)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(text, tmp_path):
+def test_killed_and_resumed(start, whole, tmp_path):
     """SIGKILL once before and once after the first checkpoint; then the end: bit for bit."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole, text).wait() == 0
+    cut = tmp_path / "cut"
     for step in (0, 30):
-        process = start(cut, text)
-        while process.poll() is None and not reached(cut, step):
-            time.sleep(0.01)
+        process = start(cut)
+        await_step(process, cut, step)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert start(cut, text).wait() == 0
+        assert process.wait() == -signal.SIGKILL
+    assert start(cut).wait() == 0
     assert len(metrics.segments(cut / "metrics")) >= 2
-    assert story(whole) == story(cut)
-    same_state(whole, cut)
+    same_run(whole, cut)
+
+
+@pytest.mark.slow
+def test_signals_save_and_the_same_command_goes_on(start, whole, tmp_path):
+    """SIGTERM, Ctrl-C, and a Ctrl-C that is repeated: exit codes, one line, and the same bits at the end."""
+    cut, log = tmp_path / "cut", tmp_path / "cut.log"
+    for number, code, step in ((signal.SIGTERM, 0, 0), (signal.SIGINT, 130, 15)):
+        process = start(cut)
+        await_step(process, cut, step)
+        process.send_signal(number)
+        assert process.wait() == code, log.read_text()
+        last = log.read_text().splitlines()[-1]
+        assert last.startswith(f"stopped by {number.name} at step ") and "which is saved" in last
+        assert "the same command: python " in last and f"--workdir={cut}" in last
+        assert "Traceback" not in log.read_text()
+    process = start(cut)
+    await_step(process, cut, 30)
+    while process.poll() is None:  # the first is noted, the next one that arrives ends it
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    assert process.wait() == -signal.SIGINT
+    assert start(cut).wait() == 0
+    same_run(whole, cut)
+
+
+def await_step(process, workdir, step):
+    while process.poll() is None and not reached(workdir, step):
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be stopped"
 
 
 def reached(workdir, step):
     """Whether the run has gone beyond a step."""
     return any(f'"step": {step + 5}' in path.read_text() for path in metrics.segments(workdir / "metrics"))
+
+
+def test_print_config_marks_what_differs(train):
+    flags = ("--config.optimizer.learning_rate=0.5", "--config.model.norm=layernorm")
+    code, out, _ = train("--print-config", *flags, config="tiny_mlm")
+    lines = dict(line.split("=", 1) for line in out.splitlines())
+    assert code == 0
+    assert lines["--config.optimizer.learning_rate"] == "0.5  # default: 0.001"
+    assert lines["--config.model.norm"] == "layernorm  # default: rmsnorm"
+    assert lines["--config.objective.name"] == "mlm  # default: clm"
+    assert lines["--config.seed"] == "0" and lines["--config.optimizer.name"] == "adamw"
+    marked = [key for key, value in lines.items() if "# default" in value]
+    assert not any(key.startswith("--config.objective.") for key in marked if not key.endswith(".name"))
+
+
+def test_help_says_how_to_see_the_config_and_to_stop(train):
+    code, out, _ = train("--help")
+    assert code == 0 and "--print-config" in out and "differ from the defaults" in " ".join(out.split())
+    assert "Ctrl-C and SIGTERM save" in out

@@ -106,3 +106,43 @@ def test_help_teaches(script):
     for name in ("train", "generate", "report"):
         code, out, _ = script(name, "--help")
         assert code == 0 and f"python scripts/{name}.py --" in out
+
+
+def test_evaluate(runs, script, tmp_path):
+    """The validation set as the run itself judged it; any text; one JSON object."""
+    code, out, _ = script("evaluate", f"--workdir={runs}/tiny_clm", "--json")
+    result = json.loads(out)["validation"]
+    own = [r for r in reader.read(runs / "tiny_clm").story if r["kind"] == "evaluation"][-1]
+    assert code == 0 and all(result[key] == own[key] for key in result)
+    assert result["bits_per_byte"] > 0 and result["accuracy"] < result["top5_accuracy"] < 1
+    (tmp_path / "easy.txt").write_text("e" * 2000)
+    (tmp_path / "hard.txt").write_text("qxzj" * 500)
+    losses = []
+    for name in ("easy", "hard"):
+        code, out, _ = script(
+            "evaluate", f"--workdir={runs}/tiny_clm", f"--text={tmp_path}/{name}.txt", "--json"
+        )
+        values = json.loads(out)["text"]
+        losses.append(values["loss"])
+        assert code == 0 and values["targets"] == 2001  # EOS among them
+        assert values["bits_per_byte"] == pytest.approx(values["loss"] / 0.6931472 * 2001 / 2000, rel=1e-6)
+    assert losses[0] < losses[1]
+
+
+def test_evaluate_an_encoder(runs, script):
+    code, out, _ = script("evaluate", f"--workdir={runs}/tiny_mlm")
+    assert code == 0 and out.startswith("validation: loss") and "top5_accuracy" in out
+    assert "bits_per_byte" not in out
+    assert script("evaluate", f"--workdir={runs}/tiny_mlm", "--set=test.nothing")[0] == 2
+
+
+def test_compare(runs, script, tmp_path):
+    flags = [f"--workdir={runs}/tiny_clm", f"--compare={runs}/tiny_mlm", f"--out={tmp_path}/both.html"]
+    code, out, _ = script("report", *flags)
+    page = (tmp_path / "both.html").read_text()
+    assert code == 0 and out.strip() == f"report: {tmp_path}/both.html"
+    assert "tiny_clm" in page and "tiny_mlm" in page and "objective.name" in page and page.count("<svg") == 4
+    assert script("report", *flags[:2])[0] == 2
+    assert script("report", flags[0], f"--out={tmp_path}/one.html")[1].strip().endswith("one.html")
+    assert (tmp_path / "one.html").exists()
+    assert script("report", flags[0], f"--compare={tmp_path}", flags[2])[0] == 2

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,24 @@ def test_sentencepiece_learns_from_evenly_spaced_lines():
     tokenizer = tokenizers.SentencePieceConfig(vocab_size=290, sample_lines=300).train([text])
     assert len(tokenizer.encode("apple tree")) < 5
     assert len(tokenizer.encode("banana palm")) > 5
+
+
+def test_sentencepiece_holds_no_more_than_its_sample():
+    """Of 4 MB of text, read as it comes, twice."""
+
+    class Texts:
+        read = 0
+
+        def __iter__(self):
+            self.read += 1
+            return (f"apple{i} tree and palm\n" * 100 for i in range(1500))
+
+    texts = Texts()
+    tracemalloc.start()
+    tokenizers.SentencePieceConfig(vocab_size=300, sample_lines=1000).train(texts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6 and texts.read == 2
 
 
 @pytest.mark.parametrize("vocab_size", [0, 100, 100_000])

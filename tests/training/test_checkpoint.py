@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.errors import UserError
-from llm_jax.training.checkpoint import MANIFEST, Checkpointer
+from llm_jax.training.checkpoint import MANIFEST, Checkpointer, Source
 
 
 def state_on(layout, scale=1.0):
@@ -51,6 +51,79 @@ def test_keep(tmp_path):
     assert checkpointer.steps() == [30, 40]
     assert {path.name for path in tmp_path.iterdir()} == {"00000030", "00000040"}
     assert checkpointer.restore(30, shapes(state_on(layout)))["b"][0] == 30
+
+
+def test_the_best_survives_restarts(tmp_path):
+    """Every save by a Checkpointer of its own, as after a kill: the best is known from the manifests."""
+    layout = families.layout_of()
+    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: None, 50: float("nan"), 60: 1.5}
+    best = {}
+    for step, loss in losses.items():
+        checkpointer = Checkpointer(tmp_path, keep=1, keep_best=1, keep_every=30)
+        checkpointer.clean()
+        best[step] = loss is not None and checkpointer.is_among_best(step, loss)
+        checkpointer.save(step, state_on(layout, scale=step), loss)
+        checkpointer.close()
+    assert [step for step in best if best[step]] == [10, 20]
+    assert Checkpointer(tmp_path, keep=1).steps() == [20, 30, 60]
+    assert Checkpointer(tmp_path, keep=1).losses() == {20: 1.0, 30: 2.0, 60: 1.5}
+    assert checkpointer.restore(20, shapes(state_on(layout)))["b"][0] == 20
+
+
+def test_a_manifest_that_cannot_be_read_is_not_the_best(tmp_path):
+    checkpointer = saved(tmp_path, families.layout_of(), steps=(10,))
+    checkpointer.save(20, state_on(families.layout_of()), 2.0)
+    checkpointer.wait()
+    path = tmp_path / "00000020" / MANIFEST
+    path.write_text(path.read_text().replace("2.0", "0.1"))
+    assert Checkpointer(tmp_path, 1).losses() == {}
+
+
+def test_no_device_is_touched_before_it_is_used(tmp_path, monkeypatch):
+    """How many devices a CPU is divided into is decided after a Checkpointer is made."""
+    monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("asked jax for its devices"))
+    checkpointer = Checkpointer(tmp_path, 1)
+    assert checkpointer.steps() == []
+    checkpointer.close()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A saved state of a sharded matrix, a vector, and moments that nobody wants."""
+    layout = families.layout_of(2, 2, 2)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", 1, about={"vocab_size": 64})
+    checkpointer.clean()
+    params = state_on(layout)
+    checkpointer.save(5, {"params": params, "opt_state": {"m": state_on(layout, scale=9)}})
+    checkpointer.close()
+    return tmp_path
+
+
+def test_parameters_alone_on_another_mesh(source):
+    found = Source.find(source)
+    assert found.path.name == "00000005" and found == Source.find(found.path)
+    assert found.arrays == {"w": [[64, 8], "float32"], "b": [[5], "float32"], "count": [[], "int32"]}
+    assert found.about("vocab_size") == 64
+    target = shapes(state_on(families.layout_of(1, 4, 2)))
+    for names in (("w", "b", "count"), ("w",)):
+        wanted = {name: target[name] for name in names}
+        restored = found.restore(wanted)
+        assert set(restored) == set(names) and restored["w"].sharding == target["w"].sharding
+        np.testing.assert_array_equal(restored["w"], state_on(families.layout_of())["w"])
+
+
+def test_a_source_that_is_none_or_damaged(source, tmp_path):
+    with pytest.raises(UserError, match="neither a checkpoint nor a run directory"):
+        Source.find(tmp_path / "nowhere")
+    found = Source.find(source)
+    with pytest.raises(UserError, match="does not say its tokenizer"):
+        found.about("tokenizer")
+    path = max((found.path / "state").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"{path.name} is corrupt"):
+        found.restore({"w": shapes(state_on(families.layout_of()))["w"]})
 
 
 def test_what_a_kill_leaves_behind_is_no_checkpoint(tmp_path):

@@ -1,5 +1,6 @@
 """The step: the same numbers on any mesh and in any number of micro-batches, nothing from bad numbers."""
 
+import dataclasses
 import functools
 
 import families
@@ -12,6 +13,7 @@ from families import FAMILIES
 from llm_jax.objectives.clm import CLM
 from llm_jax.training import optimizers, step
 from llm_jax.training.evaluate import evaluate, make_evaluation
+from llm_jax.training.loss_scale import LossScale, LossScaleConfig
 from llm_jax.training.schedules import WarmupCosine
 from llm_jax.training.state import State
 
@@ -24,7 +26,7 @@ CASES = [(family, mesh) for family, meshes in MESHES.items() for mesh in meshes]
 
 @functools.cache
 def trained(family, mesh, accumulation=1, steps=3):
-    """Metrics of a few steps, the last state and the first gradients, all on the host."""
+    """Metrics of a few steps, on the host, and the last state."""
     layout = families.layout_of(*mesh)
     model, params = families.make(FAMILIES[family], layout)
     optimizer = optimizers.build(optimizers.AdamW(), WarmupCosine().build(1e-3, 100))
@@ -149,3 +151,100 @@ def test_evaluation_is_the_mean_over_targets(machine):
     assert result["loss"] == pytest.approx(mean, rel=1e-6)
     assert result["targets"] == sum(weights)
     assert result["perplexity"] == pytest.approx(np.exp(mean), rel=1e-5)
+
+
+# ---- the running mean, and float16 ------------------------------------------------------------
+
+GROWTH = 3
+
+
+@pytest.fixture(scope="module")
+def half():
+    """A compiled float16 step with a loss scale and a running mean; batches as a whole, or cut in two."""
+    layout = families.layout_of()
+    config = dataclasses.replace(families.DECODER, dtype="float16")
+    model, params = families.make(config, layout)
+    optimizer = optimizers.build(optimizers.AdamW(), WarmupCosine().build(1e-2, 100))
+    scaling = LossScaleConfig(initial=1024.0, growth_interval=GROWTH)
+    compiled = jax.jit(step.make_step(model, CLM(), optimizer, 0, ema_decay=0.75, scaling=scaling))
+
+    def run(state, batch, parts=1):
+        with jax.set_mesh(layout.mesh):
+            cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+            return compiled(state, families.place(cut, layout, lead=1))
+
+    with jax.set_mesh(layout.mesh):
+        opt_state = optimizer.transformation.init(params)
+        return run, State.create(params, opt_state, ema=True, loss_scale=scaling.create())
+
+
+def bad_batch():
+    """Its loss is not a number, whatever the parameters."""
+    batch = families.batch()
+    return batch.replace(weights=batch.weights * np.float32(np.nan))
+
+
+def test_running_mean_equals_a_loop(half):
+    """In float64, over steps of which one is skipped and counts for nothing."""
+    run, state = half
+    mean = jax.tree.map(lambda p: np.asarray(p, np.float64), state.params)
+    for i in range(5):
+        new, metrics = run(state, bad_batch() if i == 2 else families.batch(seed=i))
+        assert metrics["skipped"] == (i == 2)
+        if i == 2:
+            jax.tree.map(np.testing.assert_array_equal, new.ema, state.ema)
+        else:
+            mean = jax.tree.map(lambda m, p: 0.75 * m + 0.25 * np.asarray(p), mean, new.params)
+        state = new
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema, mean)
+    assert state.judged is state.ema
+    assert np.abs(state.ema["embedding"] - state.params["embedding"]).max() > 1e-3
+
+
+def test_float16_is_near_float32(half, machine):
+    """Loss and gradients are those of the loss, whatever the scale and the number of micro-batches."""
+    batch = families.batch()
+    exact = machine[0](machine[1], batch)[1]
+    run, state = half
+    for scale, parts in ((1024.0, 1), (256.0, 1), (1024.0, 2)):
+        scaled = state.replace(loss_scale=LossScale(jnp.float32(scale), jnp.int32(0)))
+        _, metrics = run(scaled, batch, parts)
+        assert metrics["loss_scale"] == scale and metrics["skipped"] == 0
+        assert metrics["loss"] == pytest.approx(float(exact["loss"]), rel=1e-3)
+        assert metrics["loss"] != exact["loss"]  # it is float16
+        assert metrics["grad_norm"] == pytest.approx(float(exact["grad_norm"]), rel=1e-2)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_overflow_halves_the_scale_and_changes_nothing_else(half, parts):
+    run, state = half
+    state, _ = run(state, families.batch())
+    huge = state.replace(loss_scale=LossScale(jnp.float32(2.0**30), jnp.int32(2)))
+    new, metrics = run(huge, families.batch(seed=1), parts)
+    assert metrics["skipped"] == 1 and np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"])
+    assert new.loss_scale.scale == 2.0**29 and new.loss_scale.good == 0 and new.step == huge.step + 1
+    for part in ("params", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(new, part), getattr(huge, part))
+    for _ in range(30):
+        new, metrics = run(new, families.batch(seed=1), parts)
+        if metrics["skipped"] == 0:
+            break
+    assert metrics["skipped"] == 0 and 1.0 < new.loss_scale.scale < 2.0**25
+
+
+def test_good_steps_double_the_scale(half):
+    run, state = half
+    scales = []
+    for i in range(2 * GROWTH + 1):
+        state, metrics = run(state, families.batch(seed=i))
+        scales.append(float(metrics["loss_scale"]))
+    assert scales == [1024.0] * GROWTH + [2048.0] * GROWTH + [4096.0]
+    state, _ = run(state, bad_batch())
+    assert state.loss_scale.scale == 2048.0 and state.loss_scale.good == 0
+
+
+def test_the_scale_does_not_fall_below_one():
+    config, scale = LossScaleConfig(initial=2.0), LossScaleConfig(initial=2.0).create()
+    for expected in (1.0, 1.0):
+        scale = config.after(scale, jnp.bool_(False))
+        assert scale.scale == expected

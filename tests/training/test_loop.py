@@ -1,0 +1,166 @@
+"""The loop: what it writes, when it saves, and that stopping it changes nothing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.training import experiment, loop, metrics
+from llm_jax.training.checkpoint import MANIFEST
+from llm_jax.training.samples import SampleFile
+from llm_jax.training.signals import Stop, Stopped
+
+TEXT = "To be, or not to be, that is the question.\n" * 60
+SMALL = {
+    "steps": 40,
+    "global_batch_size": 16,
+    "steps_per_dispatch": 5,
+    "data.validation": "position",
+    "data.sequence_length": 32,
+    "model.num_layers": 2,
+    "model.model_dim": 16,
+    "model.num_heads": 2,
+    "schedule.warmup_steps": 2,
+    "evaluation.every": 10,
+    "samples.prompt": "To ",
+    "samples.tokens": 4,
+}
+POLICIES = {
+    "samples.every": 15,
+    "checkpoint.every": 20,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 1,
+    "checkpoint.keep_every": 15,
+    "model.dropout": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Trains in a directory of this name; gives its path. stop_after: dispatches."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "text.txt").write_text(TEXT)
+
+    def run(name, stop=None, **changes):
+        own = {"data.text": str(root / "text.txt")} | SMALL | changes
+        config = experiment.override(experiment.default_config(), own)
+        loop.run(experiment.resolve(config), root / name, say=lambda _: None, stop=stop)
+        return root / name
+
+    return run
+
+
+class After(Stop):
+    """Asked for once a dispatch; requests the end after so many."""
+
+    def __init__(self, dispatches):
+        super().__init__()
+        self._left = dispatches
+
+    @property
+    def requested(self):
+        self._left -= 1
+        return self._left <= 0
+
+
+def story(path):
+    return metrics.without_time(metrics.read(path / "metrics"))
+
+
+def saved(path):
+    return {int(file.parent.name) for file in (path / "checkpoints").glob(f"*/{MANIFEST}")}
+
+
+@pytest.fixture(scope="module")
+def whole(trained):
+    return trained("whole", **POLICIES)
+
+
+@pytest.fixture(scope="module")
+def otherwise(trained):
+    """The same run with other runtime fields: saved by time, traced, no samples before the end."""
+    changes = {
+        "samples.every": 0,
+        "checkpoint.every": 0,
+        "checkpoint.every_minutes": 1e-9,
+        "checkpoint.keep": 99,
+        "checkpoint.keep_best": 0,
+        "checkpoint.keep_every": 0,
+        "logging.profile": "10:15",
+    }
+    return trained("otherwise", **POLICIES | changes)
+
+
+def test_stopped_and_resumed(trained, whole):
+    """Four attempts, with dropout, samples and policies: the same to the last byte."""
+    for dispatches, step in ((1, 5), (2, 15), (3, 30)):
+        with pytest.raises(Stopped, match=f"at step {step} of 40"):
+            trained("cut", After(dispatches), **POLICIES)
+        assert max(saved(whole.parent / "cut")) == step
+    cut = trained("cut", After(2), **POLICIES)  # at the last step there is nothing left to stop
+    assert story(cut) == story(whole) and len(story(whole)) == 40 + 4
+    assert (cut / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
+    assert saved(cut) == saved(whole)
+
+
+def test_what_is_kept(whole):
+    """The newest, the multiples of 15, and the best of the evaluations at 10, 20, 30, 40."""
+    losses = {r["step"]: r["loss"] for r in story(whole) if r["kind"] == "evaluation"}
+    assert set(losses) == {10, 20, 30, 40}
+    assert saved(whole) == {15, 30, 40, min(losses, key=losses.get)}
+    content = json.loads(json.loads((whole / "checkpoints" / "00000030" / MANIFEST).read_text())["content"])
+    assert content["loss"] == losses[30] and content["about"]["vocab_size"] > 0
+
+
+def test_samples_checkpoints_and_traces_disturb_nothing(whole, otherwise):
+    assert list(SampleFile(whole / "samples.txt").read()) == [15, 30, 40]
+    assert list(SampleFile(otherwise / "samples.txt").read()) == [40]
+    assert saved(otherwise) == set(range(5, 45, 5))
+    assert len(list((otherwise / "profile").rglob("*.xplane.pb"))) == 1
+    assert story(otherwise) == story(whole)
+
+
+def test_times_and_memory(whole):
+    train = [r for r in metrics.read(whole / "metrics") if r["kind"] == "train"]
+    times = {r["step"]: r["time"] for r in train if "time" in r}
+    assert list(times) == list(range(5, 45, 5))  # once a dispatch
+    for step, time in times.items():
+        assert 0.0 <= time["data_wait"] < 60.0 and time["process_bytes_peak"] > 1e8
+        # Not timed: the first dispatch, which compiled, and those after an evaluation or samples.
+        assert ("seconds" in time) == (step in (10, 30, 40))
+    assert times[10]["tokens_per_second"] == pytest.approx(5 * 16 * 32 / times[10]["seconds"])
+
+
+def test_layer_norms_are_in_the_story(whole):
+    for record in metrics.evaluations(story(whole)):
+        norms = record["layer_norms"]
+        assert {"embedding", "blocks/0", "blocks/1"} <= set(norms)
+        step = next(r for r in story(whole) if r["kind"] == "train" and r["step"] == record["step"])
+        assert np.sqrt(sum(x**2 for x in norms.values())) == pytest.approx(step["param_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logging.profile": "10"}, "write START:STOP"),
+        ({"logging.profile": "20:10"}, "write START:STOP"),
+        ({"logging.profile": "11:15"}, "logging.profile"),
+        ({"samples.every": 7}, "samples.every=7 is not a multiple of steps_per_dispatch=5"),
+        ({"checkpoint.keep_every": 7}, "checkpoint.keep_every=7 is not a multiple"),
+        ({"checkpoint.keep_best": -1}, "keep_best must be at least 0"),
+        ({"init_skip": "embedding"}, "say how to begin from config.init_from"),
+        ({"init_vocabulary": "middle"}, "say how to begin"),
+    ],
+)
+def test_bad_values(trained, changes, message):
+    with pytest.raises(UserError, match=message):
+        trained("bad", **changes)
+
+
+def test_the_config_says_what_was_asked_for(whole):
+    config = json.loads((whole / "config.json").read_text())["config"]
+    assert config["checkpoint"]["keep_best"] == 1 and config["samples"]["every"] == 15
+    resolved = dataclasses.asdict(experiment.resolve(config))
+    assert resolved["logging"] == {"tensorboard": False, "wandb_project": "", "profile": ""}
