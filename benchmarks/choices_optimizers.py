@@ -39,7 +39,7 @@ COMMON = {
     "evaluation.batches": 20,
     "evaluation.batch_size": 64,
 }
-RATES = {"sgd": 0.3, "lion": 3e-4, "adafactor": 3e-2, "muon": 3e-3}
+RATES = {"sgd": 0.3, "lion": 1e-3, "adafactor": 3e-2, "muon": 1e-2}
 WITHOUT_MATCH = {  # Muon at Jordan's scale: its own rate, and AdamW's as a share of it
     "optimizer.name": "muon",
     "optimizer.match_adamw": False,

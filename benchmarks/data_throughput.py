@@ -69,9 +69,7 @@ def measure(directory: Path, repeats: int, count: int) -> dict[str, dict[str, in
         for how in ("host", "run"):
             result[how] = median(rate(batches, count, how, count * (i + 1)) for i in range(repeats))
         results[name] = {key: round(value) for key, value in result.items()}
-        print(
-            f"{name:16}" + "".join(f"{key} {value / 1e6:7.2f} M   " for key, value in results[name].items())
-        )
+        print(name, *(f"{key} {value / 1e6:.2f} M" for key, value in results[name].items()))
     return results
 
 
@@ -86,6 +84,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     jax.config.update("jax_platforms", "cpu")
+    load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as root:
         header = prepare(DataConfig(text=(args.text,)), ByteConfig(), Path(root) / "data", print)
         results = measure(Path(root) / "data", args.repeats, args.dispatches)
@@ -98,7 +97,7 @@ def main() -> None:
         "documents": header["splits"]["train"]["documents"],
         "length": LENGTH,
         "rows_of_a_dispatch": ROWS,
-        "load_average_before": round(os.getloadavg()[0], 1),
+        "load_average_before": load,
         "tokens_per_second": results,
         "required": REQUIRED,
         "passed": slowest >= REQUIRED,

@@ -75,10 +75,8 @@ class Packed(Contiguous):
         column = ends[document] - starts[row]
         cell = row * shape[1] + column
         begins = np.zeros(shape, np.int32)
-        np.add.at(begins.reshape(-1), cell, 1)  # more than one where documents are empty
-        begins[:, 0] = 1
-        segments = np.cumsum(begins, axis=1, dtype=np.int32)
-        begins[:, 0] = 0
+        begins.reshape(-1)[cell] = 1
+        segments = 1 + np.cumsum(begins, axis=1, dtype=np.int32)
         begins.reshape(-1)[cell] = column
         return segments, np.arange(shape[1], dtype=np.int32) - np.maximum.accumulate(begins, axis=1)
 

@@ -144,7 +144,11 @@ def prepare_set(
     config: DataConfig, tokenizer: tokenizers.Tokenizer, entry: SetConfig, directory: Path, say: Say
 ) -> None:
     """A shard set with one evaluation set in it, made with a tokenizer that is there already."""
-    header = {"recipe": {}, "tokenizer": tokenizers.fingerprint(tokenizer), "vocab_size": tokenizer.vocab_size}
+    header = {
+        "recipe": {},
+        "tokenizer": tokenizers.fingerprint(tokenizer),
+        "vocab_size": tokenizer.vocab_size,
+    }
     header |= {"sources": {}, "sets": {}, "splits": {}}
     tokenizers.save(tokenizer, directory / "tokenizer.json")
     Encoder(config, tokenizer, directory, say).add_set(header, entry)

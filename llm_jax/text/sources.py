@@ -66,10 +66,7 @@ class DataConfig:
 
 
 def check(config: DataConfig, sets: Sequence[SetConfig]) -> None:
-    """Names, weights and epochs; and, unless they come from a shard set, that every text is there.
-
-    Raises UserError with the key that is wrong.
-    """
+    """Names, weights and epochs. Raises UserError with the key that is wrong."""
     for key, entries in (("data.sources", config.sources), ("evaluation.sets", sets)):
         names = [entry.name for entry in entries]
         for i, name in enumerate(names):
@@ -87,17 +84,18 @@ def check(config: DataConfig, sets: Sequence[SetConfig]) -> None:
             )
         if source.max_epochs < 0:
             raise UserError(f"config.data.sources[{i}].max_epochs is {source.max_epochs}; 0 is without end")
-    if not config.shards:
-        for key, entries in (("data.sources", config.sources), ("evaluation.sets", sets)):
-            for i, entry in enumerate(entries):
-                _find(entry.text, f"{key}[{i}].text")
-        if not config.sources:
-            _find(config.text, "data.text")
 
 
-def _find(text: Sequence[str], key: str) -> None:
-    if not text:
-        raise UserError(f"config.{key} is empty; name a file, a directory or a glob")
-    for place in text:
-        if place not in corpora.EMBEDDED:
-            corpora.find(place, key)
+def find(config: DataConfig, sets: Sequence[SetConfig]) -> None:
+    """Raises UserError, with its key, for text that is not there; where there are shards, none need be."""
+    if config.shards:
+        return
+    texts = {f"data.sources[{i}].text": source.text for i, source in enumerate(config.sources)}
+    texts = texts or {"data.text": config.text}
+    texts |= {f"evaluation.sets[{i}].text": entry.text for i, entry in enumerate(sets)}
+    for key, text in texts.items():
+        if not text:
+            raise UserError(f"config.{key} is empty; name a file, a directory or a glob")
+        for place in text:
+            if place not in corpora.EMBEDDED:
+                corpora.find(place, key)

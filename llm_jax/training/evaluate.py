@@ -54,11 +54,11 @@ def evaluate(
 
 
 def derived(means: dict[str, float], bytes_per_target: float | None) -> dict[str, float]:
-    """``means`` with perplexity and, where it is known how much text a target stands for, bits per byte.
+    """``means``, the loss first, with perplexity and, where the text of a target is known, bits per byte.
 
     bytes_per_target: of the whole split, so that a few batches of it give an estimate and not a part.
     """
-    out = means | {"perplexity": math.exp(min(means["loss"], 700.0))}
+    out = {"loss": means["loss"]} | means | {"perplexity": math.exp(min(means["loss"], 700.0))}
     if bytes_per_target is not None:
         out["bits_per_byte"] = means["loss"] / math.log(2) / bytes_per_target
     return out

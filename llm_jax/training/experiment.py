@@ -27,7 +27,7 @@ from llm_jax.models.mlp import ACTIVATIONS
 from llm_jax.models.positions import POSITIONS
 from llm_jax.models.transformer import ModelConfig
 from llm_jax.objectives.clm import CLM
-from llm_jax.objectives.mlm import UNITS, MLM
+from llm_jax.objectives.mlm import MLM, UNITS
 from llm_jax.text import sources
 from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
 from llm_jax.text.tokenizers import TOKENIZERS, SentencePieceConfig
@@ -159,13 +159,18 @@ def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> m
     return configs.override(Experiment, config, changes)
 
 
-def resolve(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
-    """The checked Experiment of a config. Raises UserError with what is wrong, where, and the mend."""
+def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], find_text: bool = True) -> Experiment:
+    """The checked Experiment of a config. Raises UserError with what is wrong, where, and the mend.
+
+    find_text: also that its text is there, which a run that has begun needs no more.
+    """
     experiment = configs.from_dict(Experiment, config)
     check_values(experiment)
     check_model(experiment)
     check_cadences(experiment)
     sources.check(experiment.data, experiment.evaluation.sets)
+    if find_text:
+        sources.find(experiment.data, experiment.evaluation.sets)
     return experiment
 
 

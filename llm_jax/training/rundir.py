@@ -79,7 +79,7 @@ class RunDirectory:
         if not self.config.exists():
             return None
         try:
-            return resolve(json.loads(self.config.read_text())["config"])
+            return resolve(json.loads(self.config.read_text())["config"], find_text=False)
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.config} is corrupt ({error}); restore it from a copy") from None
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.errors import UserError
+from llm_jax.text import shards
 from llm_jax.training.checkpoint import Source, describe
 from llm_jax.training.program import Program
 from llm_jax.training.rules import parameter_name
@@ -35,6 +36,8 @@ def params_from(program: Program, source: Source, say: Callable[[str], None]) ->
     grown = axes if now != before else {}
     check_vocabulary(source, (before, now), grown, e.init_vocabulary)
     check_shapes(source, wanted, skipped, grown)
+    if axes and source.about("tokenizer") != shards.read_header(program.directory)["tokenizer"]:
+        say("parameters: the tokenizer is another one; rows of the vocabulary keep their numbers")
     everywhere = NamedSharding(program.layout.mesh, PartitionSpec())
     target: dict[str, Any] = {}
     for name, leaf in wanted.items():

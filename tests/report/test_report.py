@@ -1,6 +1,7 @@
 """What the pages say, from stories written by hand."""
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,8 @@ from llm_jax import config as configs
 from llm_jax.report import compare, html, reader, svg
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.metrics import MetricsWriter
+
+POINTS = re.compile(r'<polyline points="([^"]*)"')
 
 
 @pytest.fixture
@@ -100,6 +103,10 @@ def test_curves_over_tokens(make_run):
     """The same steps with four times the batch reach four times as far."""
     small, large = (reader.read(make_run(n, global_batch_size=b)) for n, b in (("s", 8), ("l", 32)))
     assert large.tokens_per_step == 4 * small.tokens_per_step == 32 * 64
+    drawn = compare.charts({"s": small, "l": large}).split("</svg>")
+    ends = [[float(p.split()[-1].split(",")[0]) - svg.LEFT for p in POINTS.findall(one)] for one in drawn]
+    assert ends[0][0] == ends[0][1]  # over steps
+    assert ends[1][1] == pytest.approx(4 * ends[1][0], abs=0.5)  # over tokens, from 0 on
 
 
 def test_a_run_without_an_evaluation(make_run):

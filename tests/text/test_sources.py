@@ -79,11 +79,12 @@ def test_bad_source_is_named(text, case):
 def test_bad_set_is_named(sets, message):
     with pytest.raises(UserError, match=message):
         sources.check(DataConfig(), sets)
+        sources.find(DataConfig(), sets)
 
 
 def test_text_of_a_shard_set_need_not_be_there():
     config = DataConfig(text=("gone",), sources=(SourceConfig("one", ("gone",)),), shards="data")
-    sources.check(config, [SetConfig("a", ("gone",))])
+    sources.find(config, [SetConfig("a", ("gone",))])
 
 
 def test_what_a_mixture_is_to_a_run(text):

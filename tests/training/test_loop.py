@@ -9,6 +9,7 @@ import pytest
 from llm_jax.errors import UserError
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.checkpoint import MANIFEST
+from llm_jax.training.program import Program
 from llm_jax.training.samples import SampleFile
 from llm_jax.training.signals import Stop, Stopped
 
@@ -112,6 +113,23 @@ def test_what_is_kept(whole):
     assert saved(whole) == {15, 30, 40, min(losses, key=losses.get)}
     content = json.loads(json.loads((whole / "checkpoints" / "00000030" / MANIFEST).read_text())["content"])
     assert content["loss"] == losses[30] and content["about"]["vocab_size"] > 0
+
+
+def test_the_best_evaluation_is_saved_at_once(trained, monkeypatch):
+    """Validation is best at 20, where no other cadence saves; stopped at 30, the next start knows it."""
+    losses = {10: 2.0, 20: 1.0, 30: 3.0, 40: 1.5}
+
+    def judged(self, params):
+        step = next(unseen)
+        return {"validation": {"loss": losses[step], "accuracy": 0.0}}
+
+    monkeypatch.setattr(Program, "evaluate_all", judged)
+    changes = {"checkpoint.keep": 1, "checkpoint.keep_best": 1}
+    unseen = iter([10, 20, 30])
+    with pytest.raises(Stopped, match="at step 30"):
+        trained("best", After(6), **changes)
+    unseen = iter([40])
+    assert saved(trained("best", **changes)) == {20, 40}
 
 
 def test_samples_checkpoints_and_traces_disturb_nothing(whole, otherwise):

@@ -163,7 +163,10 @@ CASES = {
     "sgd, plain": (OPTIMIZERS["sgd"](momentum=0.0), sgd),
     "lion": (OPTIMIZERS["lion"](learning_rate=0.05), lion),
     "adafactor": (OPTIMIZERS["adafactor"](learning_rate=0.1, weight_decay=0.2, min_factored=4), adafactor),
-    "adafactor, absolute": (OPTIMIZERS["adafactor"](relative=False, clip_threshold=0.7), adafactor),
+    "adafactor, absolute": (
+        OPTIMIZERS["adafactor"](relative=False, clip_threshold=0.7, min_factored=5),
+        adafactor,
+    ),
     "muon": (OPTIMIZERS["muon"](learning_rate=0.1, weight_decay=0.3, clip_norm=0.5), muon_or_adamw),
     "muon, spectral": (
         OPTIMIZERS["muon"](momentum=0.8, nesterov=False, match_adamw=False, adamw=Moments(0.8, 0.9)),

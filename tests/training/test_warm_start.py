@@ -62,7 +62,7 @@ class Runs:
         """The program and {name: array} of what it would begin with."""
         program, said = self.program(text, **changes), []
         params = warm_start.params_from(program, Source.find(self.root / "first"), said.append)
-        return program, flat(params), said[-1]
+        return program, flat(params), "; ".join(said)
 
 
 def flat(params):
@@ -87,7 +87,7 @@ def test_parameters_alone_on_any_mesh(runs, old, mesh):
     program, params, said = runs.warm(**mesh)
     for name, value in old.items():
         np.testing.assert_array_equal(params[name], value)
-    assert f"parameters: {len(old)} from" in said and ", 0 fresh" in said
+    assert f"parameters: {len(old)} from" in said and ", 0 fresh" in said and "tokenizer" not in said
     warm = warm_start.params_from(program, Source.find(runs.root / "first"), lambda _: None)
     state, fresh = program.begin(warm), program.init()
     assert state.step == 0
@@ -181,7 +181,8 @@ def test_a_pattern_must_match(runs, patterns, message):
 def test_a_larger_vocabulary_is_an_error_unless_chosen(runs):
     with pytest.raises(UserError, match=r"has \d+ tokens, this model \d+ \(embedding\); config.init_vocab"):
         runs.warm("new")
-    runs.warm("new", init_skip=("embedding",))  # nothing of the old vocabulary is taken
+    *_, said = runs.warm("new", init_skip=("embedding",))  # nothing of the old vocabulary is taken
+    assert "tokenizer" not in said
 
 
 # 300: beyond the padding of the old embedding, 128 rows; the new text alone stays within it.
@@ -190,7 +191,8 @@ def test_a_larger_vocabulary_is_an_error_unless_chosen(runs):
 def test_new_rows(runs, old, vocab_size, mesh):
     sizes = {"model.vocab_size": vocab_size}
     program, mean, _ = runs.warm("new", init_vocabulary="mean", **sizes, **mesh)
-    _, kept, _ = runs.warm("new", init_vocabulary="fresh", **sizes, **mesh)
+    _, kept, said = runs.warm("new", init_vocabulary="fresh", **sizes, **mesh)
+    assert "the tokenizer is another one" in said
     fresh = flat(program.fresh_params())["embedding"]
     before = Source.find(runs.root / "first").about("vocab_size")
     now = program.experiment.model.vocab_size
