@@ -10,17 +10,29 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def run(script, directory):
+    """What a script prints, run as a user would: in a directory of its own, in a fresh process."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_research_script_runs(tmp_path):
-    """As a user would: in a directory of its own, in a fresh process."""
     script = re.search(r"```python\n(import jax\n.*?)```", README, re.DOTALL).group(1)
     assert 15 <= len([line for line in script.splitlines() if line]) <= 25
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    losses = [float(line.split()[1]) for line in done.stdout.splitlines() if re.match(r"\d+ ", line)]
+    printed = run(script, tmp_path).splitlines()
+    losses = [float(line.split()[1]) for line in printed if re.match(r"\d+ ", line)]
     assert len(losses) == 20 and losses[-1] < losses[0] - 0.5
+
+
+def test_a_block_is_changed_without_touching_the_package(tmp_path):
+    script = re.search(r"```python\n(import jax\n[^`]*ACTIVATIONS.*?)```", README, re.DOTALL).group(1)
+    assert len([line for line in script.splitlines() if line]) <= 20
+    lines = run(script, tmp_path).splitlines()
+    losses = {name: float(loss) for name, loss in (line.rsplit(" ", 1) for line in lines)}
+    assert set(losses) == {"swiglu", "gated mish"} and len(set(losses.values())) == 2
 
 
 def test_what_the_readme_names_is_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,12 @@ def make_extend(model: Transformer, sampling: Sampling) -> Callable[..., jax.Arr
     return extend
 
 
+@functools.lru_cache(maxsize=4)
+def compiled_extend(model: Transformer, sampling: Sampling) -> Callable[..., jax.Array]:
+    """``make_extend``, compiled once for every call with an equal model: samples may be asked for often."""
+    return jax.jit(make_extend(model, sampling))
+
+
 def generate(
     model: Transformer,
     params: Any,
@@ -78,7 +85,7 @@ def generate(
     layout = model.layout
     rows = -(-count // layout.ways("batch")) * layout.ways("batch")
     with jax.set_mesh(layout.mesh):
-        extend = jax.jit(make_extend(model, sampling))
+        extend = compiled_extend(model, sampling)
         out = np.tile(prompt.astype(np.int32), (rows, 1))
         key = jax.random.key(seed)
         while (missing := len(prompt) + tokens - out.shape[1]) > 0:
