@@ -11,6 +11,8 @@ from llm_jax.inference.generate import fill_blanks, generate
 from llm_jax.inference.sampling import Sampling
 from llm_jax.text.tokenizers import EOS, FIRST_TEXT_ID, MASK
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 12
 
 

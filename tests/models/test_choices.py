@@ -82,6 +82,7 @@ def test_nothing_is_silently_equal_to_something_else(name):
             assert np.abs(scores - run(other)[0]).max() > 1e-4, other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TOGETHER, OTHERS], ids=["together", "others"])
 def test_any_mesh(config):
     """Loss and gradients on 2 x 2 x 2 are those of one device, scanned or not."""

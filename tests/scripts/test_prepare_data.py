@@ -11,6 +11,8 @@ from llm_jax.data.source import damage
 from llm_jax.training import experiment
 from llm_jax.training.program import Program
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny_clm.py"
 

@@ -140,6 +140,7 @@ def story(workdir):
     return metrics.without_time(metrics.read(workdir / "metrics"))
 
 
+@pytest.mark.slow
 def test_own_text_resume_and_refusal(train, text, tmp_path):
     """Trains on a file with nothing prepared; resumes; refuses another identity, text or broken data."""
     run = tmp_path / "run"
@@ -184,6 +185,7 @@ def test_own_text_resume_and_refusal(train, text, tmp_path):
     assert code == 2 and "is of another model: there" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_in_one_process(train, text, tmp_path, monkeypatch):
     """An encoder with accumulation and dropout, stopped between and after checkpoints: bit for bit."""
     flags = ("--config.accumulation=2", "--config.model.dropout=0.1", "--config.steps_per_dispatch=5")

@@ -12,6 +12,8 @@ from llm_jax.report import reader
 from llm_jax.training import experiment, loop
 from llm_jax.training.experiment import resolve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 

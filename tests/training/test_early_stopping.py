@@ -11,6 +11,8 @@ from llm_jax.training.early_stopping import out_of_patience
 from llm_jax.training.program import Program
 from llm_jax.training.signals import Stop, Stopped
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("losses", "patience", "expected"),

@@ -13,6 +13,8 @@ from llm_jax.training.program import Program
 from llm_jax.training.samples import SampleFile
 from llm_jax.training.signals import Stop, Stopped
 
+pytestmark = pytest.mark.slow
+
 TEXT = "To be, or not to be, that is the question.\n" * 60
 SMALL = {
     "steps": 40,

@@ -15,6 +15,8 @@ from llm_jax.training import muon, optimizers, rules
 from llm_jax.training.optimizers import OPTIMIZERS, Moments, Rule
 from llm_jax.training.schedules import Linear
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 SHAPES = {  # two layers, d = 4, two heads of 3
     "blocks/attention/query": (2, 4, 2, 3),

@@ -13,6 +13,8 @@ from llm_jax.text import shards
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.program import Program
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = {"prose": 3.0, "code": 1.0}
 
 

@@ -12,6 +12,8 @@ from llm_jax.training.checkpoint import Checkpointer
 from llm_jax.training.program import Program
 from llm_jax.training.signals import Stop, Stopped
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     "steps": 20,
     "steps_per_dispatch": 5,

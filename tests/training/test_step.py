@@ -40,6 +40,7 @@ def trained(family, mesh, accumulation=1, steps=3):
     return jax.device_get(metrics), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "mesh"), CASES[1:])
 def test_one_device_equals_many(family, mesh):
     alone, _ = trained(family, (1, 1, 1))

@@ -16,6 +16,8 @@ from llm_jax.training.program import Program
 from llm_jax.training.rules import parameter_name
 from llm_jax.training.signals import Stop, Stopped
 
+pytestmark = pytest.mark.slow
+
 OLD = "To be, or not to be, that is the question.\n" * 40
 NEW = OLD + "XYZ & 0123456789\n" * 40
 SMALL = {
