@@ -41,8 +41,8 @@ class MeshConfig:
     """How many devices lie along each axis; -1 (one axis at most) takes what is left.
 
     cpu_devices: into how many devices a CPU is divided; 0 chooses the number of cores, or the
-    largest smaller number that divides the batch. One single-threaded device a core is 1.4 to 1.6
-    times as fast as one device that uses all cores (docs/log.md, 2026-11-22).
+    largest smaller number that divides the batch. Single-threaded devices share a small model's work
+    better than one device whose products each use all cores.
     """
 
     data: int = runtime(-1)

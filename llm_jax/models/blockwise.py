@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from llm_jax.mesh import Layout
 from llm_jax.models.attend import NOTHING, Mask, Scoring, scores
 
-BLOCK = 256  # of queries and of keys; 128 to 512 differ by less than a tenth (docs/log.md, 2026-11-22)
+BLOCK = 256  # of queries and of keys; benchmarks/attention_kernels.py compares sizes
 
 
 def blockwise(
