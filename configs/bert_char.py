@@ -2,6 +2,8 @@
 
   python scripts/train.py --config=configs/bert_char.py \\
       --config.data.text=tinyshakespeare.txt --workdir=runs/bert_char
+
+Expected validation loss: 1.54, on two CPU cores, 2 to 4 minutes.
 """
 
 from llm_jax.training.experiment import default_config
