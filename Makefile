@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 
 help:
 	@echo "make quickstart   train a small language model on Python's own source, about 3 minutes"
-	@echo "make test         all tests, under 10 minutes; make test-fast: the main ones, under 2"
+	@echo "make test         all tests; make test-fast: without the slow ones"
 	@echo "make lint         ruff; make lock: resolve the requirements anew (needs uv)"
 	@echo "Python lines with pinned requirements: $(LOCKED); this would use: $(PYTHON) $(LINE)"
 
