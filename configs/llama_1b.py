@@ -3,7 +3,7 @@
   python scripts/train.py --config=configs/llama_1b.py --config.data.text=corpus/ --workdir=runs/llama_1b
 
 16 layers, 32 heads on 8 key-value heads, width 2,048, context 2,048. Expected loss: not known for your text.
-Time: 5.6 days at 52,000 tokens a second. Hardware: not run.
+Time: 5.6 days at 52,000 tokens a second. Hardware: compiled, not run.
 """
 
 from llm_jax.training.experiment import default_config

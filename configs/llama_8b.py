@@ -3,7 +3,7 @@
   python scripts/train.py --config=configs/llama_8b.py --config.data.text=corpus/ --workdir=runs/llama_8b
 
 32 layers, 32 heads on 8 key-value heads, width 4,096, context 4,096. Expected loss: not known for your text.
-Time: 1.9 days at 1 million tokens a second. Hardware: not run.
+Time: 1.9 days at 1 million tokens a second. Hardware: compiled, not run.
 """
 
 from llm_jax.training.experiment import default_config

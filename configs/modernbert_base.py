@@ -5,7 +5,7 @@
 
 22 layers, 12 heads, width 768, rows of 1,024 packed with documents, 30% masked. Local layers look 64 tokens
 to either side. Expected loss: not known for your text. Time: 5.5 days at 1 million tokens a second. Hardware:
-not run.
+compiled, not run.
 """
 
 from llm_jax.training.experiment import default_config

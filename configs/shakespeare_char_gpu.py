@@ -4,7 +4,7 @@
       --config.data.text=tinyshakespeare.txt --workdir=runs/shakespeare_gpu
 
 6 layers, 6 heads, width 384, context 256, batch 64, 5,000 steps; nanoGPT reports a best validation loss of
-1.4697. It overfits: what counts is the best of the evaluations. Hardware: not run.
+1.4697. It overfits: what counts is the best of the evaluations. Hardware: compiled, not run.
 """
 
 from llm_jax.training.experiment import default_config
