@@ -90,9 +90,9 @@ def resources(run: reader.Run) -> dict[str, str]:
     return numbers | ({"waited for data": f"{waited / sum(seconds.values()):.1%}"} if seconds else {})
 
 
-def layer_lines(run: reader.Run, most: int = 5) -> list[Series]:
+def layer_lines(run: reader.Run, name: str, most: int = 5) -> list[Series]:
     """Norms over the layers, one line for each of a few evaluations from the first to the last."""
-    found = run.layer_norms()
+    found = run.block_norms(name)
     steps = list(found)
     chosen = {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)} if steps else set()
     return [Series(f"step {s:,}", range(len(found[s])), found[s], marked=True) for s in sorted(chosen)]
@@ -113,7 +113,8 @@ def charts(run: reader.Run) -> str:
         svg.chart("learning rate", [one("train", "learning_rate", "rate")]),
         svg.chart("gradient norm before clipping", [one("train", "grad_norm", "gradients")]),
         svg.chart("parameter norm", [one("train", "param_norm", "parameters")]),
-        svg.chart("parameter norm by layer", layer_lines(run), x_label="layer"),
+        svg.chart("gradient norm by layer", layer_lines(run, "grad_norms"), x_label="layer"),
+        svg.chart("parameter norm by layer", layer_lines(run, "param_norms"), x_label="layer"),
         svg.chart("update norm", [one("train", "update_norm", "updates")]),
         svg.chart(
             "model FLOPs utilisation",

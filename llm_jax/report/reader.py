@@ -60,12 +60,12 @@ class Run:
                 gaps.append(loss - sum(window) / len(window))
         return steps, gaps
 
-    def layer_norms(self) -> dict[int, list[float]]:
-        """{step: norm of every block's parameters} at the evaluations that have them."""
+    def block_norms(self, name: str) -> dict[int, list[float]]:
+        """{step: norm of every block} at evaluations that have them; name: "param_norms" or "grad_norms"."""
         found = {}
         for record in metrics.evaluations(self.story):
-            norms = record.get("layer_norms", {})
-            layers = [norms[name] for name in norms if name.startswith("blocks/")]
+            norms = record.get(name, {})
+            layers = [norms[part] for part in norms if part.startswith("blocks/")]
             if layers and None not in layers:
                 found[record["step"]] = layers
         return found

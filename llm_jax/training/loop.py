@@ -18,7 +18,7 @@ from llm_jax import config as configs
 from llm_jax.errors import UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
-from llm_jax.training import metrics, warm_start
+from llm_jax.training import metrics, norms, warm_start
 from llm_jax.training.checkpoint import Checkpointer, Source
 from llm_jax.training.early_stopping import out_of_patience
 from llm_jax.training.experiment import Experiment, complete
@@ -186,8 +186,8 @@ def evaluate(program: Program, state: State, log: StepLog, step: int) -> float:
     with log.pause("evaluation"):
         results = program.evaluate_all(state.judged)
         with jax.set_mesh(program.layout.mesh):
-            norms = metrics.layer_norms(state.params)
-    results[metrics.VALIDATION] |= {"layer_norms": norms}
+            squares = jax.jit(norms.squares)(state.params)
+    results[metrics.VALIDATION] |= {"param_norms": norms.by_layer(squares)}
     log.evaluation(step, results)
     return results[metrics.VALIDATION]["loss"]
 

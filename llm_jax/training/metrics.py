@@ -15,9 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from llm_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -115,26 +112,3 @@ def without_time(story: list[Record]) -> list[Record]:
         for record in story
         if record["kind"] not in ("start", "end")
     ]
-
-
-def layer_norms(params: Any) -> dict[str, float]:
-    """Euclidean norms {"embedding": ..., "blocks/0": ..., "blocks/1": ...} of a model's parameters.
-
-    What stands under ``blocks`` is stacked, a layer an index of the first axis; the rest counts whole.
-    """
-    squares = jax.device_get(_layer_squares(params))
-    norms = {}
-    for name, square in squares.items():
-        rows = {f"{name}/{i}": x for i, x in enumerate(square)} if square.ndim else {name: square}
-        norms |= {key: math.sqrt(x) for key, x in rows.items()}
-    return norms
-
-
-@jax.jit
-def _layer_squares(params: Any) -> dict[str, jax.Array]:
-    """Sums of squares, [layers] for ``blocks``: outside the step, which need not wait for them."""
-
-    def square(name: str, x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
-
-    return {name: sum(square(name, x) for x in jax.tree.leaves(section)) for name, section in params.items()}

@@ -73,7 +73,7 @@ class WeightsAndBiases:
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:
-    """(name, value) of the numbers of a record: ``train/loss``, ``evaluation/layer_norms/blocks/0``,
+    """(name, value) of the numbers of a record: ``train/loss``, ``evaluation/param_norms/blocks/0``,
     ``evaluation/SET/loss``, ``train/time/seconds``."""
     prefix = "/".join([record["kind"], *([record["set"]] if "set" in record else [])])
     values = {key: value for key, value in record.items() if key not in ("attempt", "step", "kind", "set")}

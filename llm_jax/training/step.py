@@ -12,11 +12,12 @@ import optax
 from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.cross_entropy import PredictsTokens
+from llm_jax.training import norms
 from llm_jax.training.loss_scale import LossScaleConfig
 from llm_jax.training.optimizers import Optimizer
 from llm_jax.training.state import State
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 DROPOUT = 1  # the purpose of a draw, folded into the seed; initialisation uses the seed itself
 
 
@@ -28,7 +29,8 @@ def make_step(
     ema_decay: float = 0.0,
     scaling: LossScaleConfig = LossScaleConfig(),  # noqa: B008 (frozen)
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """One update. The batch has leaves [accumulation, rows, length]; metrics are float32 scalars.
+    """One update. The batch has leaves [accumulation, rows, length]; metrics are float32 scalars, and
+    ``grad_squares`` the sums of squares of ``norms.squares``.
 
     Losses are sums over the whole batch divided by weights summed over the whole batch, so that the
     number of micro-batches and of devices never changes the mean. A step whose loss or gradient is not
@@ -45,13 +47,15 @@ def make_step(
         ema = state.ema
         if ema is not None:
             ema = jax.tree.map(lambda mean, p: mean + (1.0 - ema_decay) * (p - mean), ema, params)
-        grad_norm = optax.tree.norm(grads)
+        grad_squares = norms.squares(grads)
+        grad_norm = norms.total(grad_squares)
         applied = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
         new = state.replace(params=params, opt_state=opt_state, ema=ema)
         # where, not a product with 0: 0 x NaN is NaN.
         new = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
         metrics = means | {
             "grad_norm": grad_norm,
+            "grad_squares": grad_squares,
             "param_norm": optax.tree.norm(new.params),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": optimizer.learning_rate(state.opt_state),

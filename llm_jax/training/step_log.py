@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,14 @@ import numpy as np
 from llm_jax import hardware
 from llm_jax.data.batch import Batch
 from llm_jax.models.flops import training_flops_per_token
-from llm_jax.training.metrics import MetricsWriter
+from llm_jax.training import norms
+from llm_jax.training.metrics import VALIDATION, MetricsWriter
 from llm_jax.training.profiling import memory
 from llm_jax.training.program import Program
 from llm_jax.training.progress import Pace, ProgressLine
 from llm_jax.training.rundir import RunDirectory
 from llm_jax.training.sinks import open_sinks
+from llm_jax.training.step import Metrics
 
 
 class StepLog:
@@ -33,7 +35,8 @@ class StepLog:
         self._writer = MetricsWriter(directory.metrics, start)
         pauses = {"evaluation": e.evaluation.every, "samples": e.samples.every}
         self._line = ProgressLine(start, Pace(e.steps, pauses))
-        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._pending: tuple[int, Metrics, float] | None = None
+        self._grad_norms: dict[str, float] = {}  # of the newest step written
         self._waited = 0.0
         self._tokens = e.global_batch_size * e.data.sequence_length * e.steps_per_dispatch
         self._flops = [
@@ -53,7 +56,7 @@ class StepLog:
                 return
             yield batch
 
-    def add(self, first: int, results: dict[str, jax.Array]) -> None:
+    def add(self, first: int, results: Metrics) -> None:
         """The metrics [steps] of the dispatch that began at step ``first``."""
         self.drain()
         self._pending = first, results, self._waited
@@ -64,6 +67,8 @@ class StepLog:
             return
         (first, results, waited), self._pending = self._pending, None
         values = jax.device_get(results)
+        squares = values.pop("grad_squares")
+        self._grad_norms = norms.by_layer({name: part[-1] for name, part in squares.items()})
         count = len(values["loss"])
         rates = self._rates()
         for i in range(count):
@@ -84,8 +89,10 @@ class StepLog:
         self._line.paused(what, time.monotonic() - began)
         self._clock = None
 
-    def evaluation(self, step: int, results: Mapping[str, Mapping[str, Any]]) -> None:
-        """Writes and shows an evaluation: {set: its numbers}."""
+    def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
+        """Writes and shows an evaluation: {set: its numbers}. The gradients' norms by layer are those of the
+        step before it."""
+        results[VALIDATION] |= {"grad_norms": self._grad_norms}
         shown = []
         for name, result in results.items():
             record = self._writer.write("evaluation", step, {"set": name, **result})

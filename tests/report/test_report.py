@@ -31,7 +31,7 @@ def make_run(tmp_path):
             writer.write("train", step, values, timed if step % 5 == 0 else None)
             if step % 10 == 0:
                 norms = {"blocks/0": 1.0 + step, "blocks/1": 2.0 + step, "embedding": 9.0}
-                judged = {"loss": 4.5 - drop * step, "accuracy": 0.25, "layer_norms": norms}
+                judged = {"loss": 4.5 - drop * step, "accuracy": 0.25, "param_norms": norms}
                 writer.write("evaluation", step, {"set": "validation", **judged})
                 writer.write("evaluation", step, {"set": "wiki", "loss": 7.0, "accuracy": 0.125})
         writer.close()
@@ -54,10 +54,10 @@ def test_gap(make_run):
     assert gaps == pytest.approx([0.5 - 0.05 * 4.5, *[0.5 - 0.05 * 9.5] * 3])
 
 
-def test_layer_norms(make_run):
+def test_block_norms(make_run):
     run = reader.read(make_run("a"))
-    assert run.layer_norms() == {s: [1.0 + s, 2.0 + s] for s in (10, 20, 30, 40)}
-    lines = html.layer_lines(run, most=3)
+    assert run.block_norms("param_norms") == {s: [1.0 + s, 2.0 + s] for s in (10, 20, 30, 40)}
+    lines = html.layer_lines(run, "param_norms", most=3)
     assert [line.name for line in lines] == ["step 10", "step 30", "step 40"]
     assert list(lines[0].x) == [0, 1] and list(lines[-1].y) == [41.0, 42.0]
 

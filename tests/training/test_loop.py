@@ -153,12 +153,13 @@ def test_times_and_memory(whole):
     assert times[10]["tokens_per_second"] == pytest.approx(5 * 16 * 32 / times[10]["seconds"])
 
 
-def test_layer_norms_are_in_the_story(whole):
+def test_norms_by_layer_are_in_the_story(whole):
     for record in metrics.evaluations(story(whole)):
-        norms = record["layer_norms"]
-        assert {"embedding", "blocks/0", "blocks/1"} <= set(norms)
         step = next(r for r in story(whole) if r["kind"] == "train" and r["step"] == record["step"])
-        assert np.sqrt(sum(x**2 for x in norms.values())) == pytest.approx(step["param_norm"], rel=1e-5)
+        for name in ("param_norm", "grad_norm"):
+            norms = record[f"{name}s"]
+            assert {"embedding", "blocks/0", "blocks/1"} <= set(norms)
+            assert np.sqrt(sum(x**2 for x in norms.values())) == pytest.approx(step[name], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 import json
 
-import families
-import jax
-import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
@@ -57,10 +54,10 @@ def test_what_is_not_finite_is_null_and_lines_are_json(tmp_path):
 
 def test_what_is_written_comes_back(tmp_path):
     writer = attempt(tmp_path, 0, 0)
-    values = {"set": "wiki", "loss": 1.5, "layer_norms": {"blocks/0": 2.5, "blocks/1": float("nan")}}
+    values = {"set": "wiki", "loss": 1.5, "param_norms": {"blocks/0": 2.5, "blocks/1": float("nan")}}
     record = writer.write("evaluation", 3, values)
     writer.close()
-    assert record["layer_norms"] == {"blocks/0": 2.5, "blocks/1": None} and record["set"] == "wiki"
+    assert record["param_norms"] == {"blocks/0": 2.5, "blocks/1": None} and record["set"] == "wiki"
     assert metrics.read(tmp_path)[1] == record
 
 
@@ -72,19 +69,3 @@ def test_evaluations_of_one_set():
         {"kind": "evaluation", "step": 2},  # before sets had names
     ]
     assert metrics.evaluations(story) == story[2:] and metrics.evaluations(story, "wiki") == story[1:2]
-
-
-def test_layer_norms_on_a_mesh():
-    """Every block and every other part by itself; together they are the norm of all parameters."""
-    layout = families.layout_of(1, 2, 2)
-    _, params = families.make(families.DECODER, layout)
-    with jax.set_mesh(layout.mesh):
-        norms = metrics.layer_norms(params)
-    host = jax.device_get(params)
-    for i in range(families.DECODER.num_layers):
-        squares = [np.sum(np.square(x[i], dtype=np.float64)) for x in jax.tree.leaves(host["blocks"])]
-        assert norms[f"blocks/{i}"] == pytest.approx(sum(squares) ** 0.5, rel=1e-6)
-    assert norms["embedding"] == pytest.approx(np.linalg.norm(host["embedding"]), rel=1e-6)
-    total = sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(host))
-    assert sum(norm**2 for norm in norms.values()) == pytest.approx(total, rel=1e-6)
-    assert len(norms) == len(host) - 1 + families.DECODER.num_layers

@@ -25,7 +25,7 @@ EVALUATION = {
     "step": 20,
     "set": "wiki",
     "loss": 2.5,
-    "layer_norms": {"blocks/0": 3.0},
+    "param_norms": {"blocks/0": 3.0},
 }
 
 
@@ -59,7 +59,7 @@ def test_scalars():
     assert dict(scalars(TRAIN)) == {"train/loss": 1.5, "train/time/seconds": 0.5}
     assert dict(scalars(EVALUATION)) == {
         "evaluation/wiki/loss": 2.5,
-        "evaluation/wiki/layer_norms/blocks/0": 3.0,
+        "evaluation/wiki/param_norms/blocks/0": 3.0,
     }
 
 

@@ -1,0 +1,36 @@
+"""Euclidean norms of a tree named like a model's parameters: of all of it, and layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Squares = Mapping[str, jax.Array]
+
+
+def squares(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """{section: float32 sum of squares}: scalars, but [layers] for ``blocks``, whose leaves are stacked."""
+
+    def square(name: str, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
+
+    return {name: sum(square(name, x) for x in jax.tree.leaves(section)) for name, section in tree.items()}
+
+
+def total(parts: Squares) -> jax.Array:
+    """The norm of the whole tree, a float32 scalar."""
+    return jnp.sqrt(sum(jnp.sum(part) for part in parts.values()))
+
+
+def by_layer(parts: Squares) -> dict[str, float]:
+    """Norms {"embedding": ..., "blocks/0": ..., "blocks/1": ...} on the host."""
+    norms = {}
+    for name, part in jax.device_get(parts).items():
+        rows = {f"{name}/{i}": x for i, x in enumerate(part)} if np.ndim(part) else {name: part}
+        norms |= {key: math.sqrt(x) for key, x in rows.items()}
+    return norms
