@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -41,7 +43,21 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The config of ``configs/NAME.py`` or ``configs/NAME.py:ARGUMENT``, from its ``get_config(arg)``."""
+    """The config of ``configs/NAME.py`` or ``configs/NAME.py:ARGUMENT``, from its ``get_config(arg)``; or of
+    the ``config.json`` of a run, to train the same again."""
+    path = Path(spec.partition(":")[0])
+    if path.suffix == ".json":
+        return _stored(path)
+    return _call(spec, "get_config")
+
+
+def load_sweep(spec: str) -> list[dict[str, Any]]:
+    """The points of a config file, from its ``sweep(arg)``; see scaling/points.py."""
+    return list(_call(spec, "sweep"))
+
+
+def _call(spec: str, name: str) -> Any:
+    """What a function of a config file gives."""
     path, _, argument = spec.partition(":")
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file; the shipped ones are in configs/")
@@ -50,6 +66,16 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         raise UserError(f"--config={path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path} has no function get_config(arg='')")
-    return module.get_config(argument) if argument else module.get_config()
+    if not hasattr(module, name):
+        raise UserError(f"--config={path} has no function {name}(arg='')")
+    function = getattr(module, name)
+    return function(argument) if argument else function()
+
+
+def _stored(path: Path) -> ml_collections.ConfigDict:
+    if not path.is_file():
+        raise UserError(f"--config={path}: no such file")
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text())["config"]).lock()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--config={path} is not the config.json of a run ({error})") from None

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from llm_jax import hosts
 from llm_jax.config import runtime
 from llm_jax.errors import UserError
 
@@ -105,9 +106,9 @@ def start(config: MeshConfig, rows: int) -> MeshConfig:
 
 
 def default_cpu_devices(rows: int) -> int:
-    """The largest divisor of ``rows`` that is at most the number of usable cores."""
+    """The largest number, at most that of usable cores, that shares ``rows`` evenly over all processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(n for n in range(1, (cores or 1) + 1) if rows % n == 0)
+    return max((n for n in range(1, (cores or 1) + 1) if rows % (n * hosts.count()) == 0), default=1)
 
 
 def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None) -> Layout:

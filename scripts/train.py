@@ -7,13 +7,19 @@
 Any key of a config can be set with --config.KEY=VALUE; --print-config shows them all, and which of them
 differ from the defaults. Ctrl-C and SIGTERM save and say how to go on; a second one ends at once.
 The run directory then holds config.json, metrics/, checkpoints/, samples.txt and report.html.
+
+On several machines start the same command on each, with a --workdir that all of them see. On Cloud TPU, GKE
+and under SLURM's srun the processes find one another; elsewhere say where process 0 is:
+
+  python scripts/train.py ... --coordinator=HOST:PORT --processes=4 --process=2
 """
 
 import argparse
 from pathlib import Path
 
-from llm_jax import cli
+from llm_jax import cli, hosts
 from llm_jax import config as configs
+from llm_jax.hosts.find import find
 from llm_jax.report import html
 from llm_jax.training import experiment, loop, signals
 from llm_jax.training.rundir import RunDirectory
@@ -30,6 +36,10 @@ def main() -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print every key, mark what differs, stop"
     )
+    parser.add_argument("--max-seconds", type=float, help="save and stop so long after the start")
+    parser.add_argument("--coordinator", default="", help="HOST:PORT of process 0; PORT + 1 is used, too")
+    parser.add_argument("--processes", type=int, default=0, help="how many processes this run has")
+    parser.add_argument("--process", type=int, default=-1, help="which of them this is, from 0")
     args, overrides = cli.parse(parser)
     config = experiment.override(cli.load_config(args.config), overrides)
     resolved = experiment.resolve(config)
@@ -40,9 +50,16 @@ def main() -> None:
         return
     if not args.workdir:
         parser.error("--workdir is required")
-    with signals.stopping() as stop:
+    cluster = find(args.coordinator, args.processes, args.process)
+    with hosts.connected(cluster), signals.stopping(args.max_seconds) as stop:
         result = loop.run(resolved, args.workdir, args.extend, stop=stop)
-    sections = SampleFile(RunDirectory(Path(args.workdir)).samples).read()
+        if hosts.leads():
+            finish(resolved, args.workdir, result)
+
+
+def finish(resolved: experiment.Experiment, workdir: str, result: dict) -> None:
+    """Says how it came out, and writes the report."""
+    sections = SampleFile(RunDirectory(Path(workdir)).samples).read()
     print(sections[max(sections)])
     expected = ""
     if resolved.expected_loss:
@@ -50,7 +67,7 @@ def main() -> None:
         within = "as expected" if low <= result["loss"] <= high else "OUTSIDE what is expected"
         expected = f" ({within}: {low:.2f} to {high:.2f})"
     print(f"validation loss {result['loss']:.4f} nats a token{expected}")
-    print(f"report: {html.write(args.workdir)}")
+    print(f"report: {html.write(workdir)}")
 
 
 if __name__ == "__main__":

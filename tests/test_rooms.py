@@ -8,6 +8,7 @@ import llm_jax
 ROOMS = [
     "errors",
     "config",
+    "hosts",
     "mesh",
     "storage",
     "hardware",
@@ -17,6 +18,7 @@ ROOMS = [
     "objectives",
     "inference",
     "training",
+    "scaling",
     "report",
     "cli",
 ]

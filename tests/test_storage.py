@@ -73,7 +73,7 @@ def test_sealed_notices_every_flipped_byte(tmp_path, flips):
     path = tmp_path / "sealed.json"
     storage.write_sealed(path, VALUE)
     good = path.read_bytes()
-    for i in range(len(good) - 1):  # the last byte is the line end, which nothing reads
+    for i in range(len(good)):
         bad = bytearray(good)
         bad[i] ^= flips[i % len(flips)]
         path.write_bytes(bad)
@@ -85,13 +85,24 @@ def test_sealed_notices_a_cut_at_any_place(tmp_path):
     path = tmp_path / "sealed.json"
     storage.write_sealed(path, VALUE)
     good = path.read_bytes()
-    for size in range(len(good) - 1):
+    for size in range(len(good)):
         path.write_bytes(good[:size])
         with pytest.raises(UserError, match=r"sealed\.json is corrupt"):
             storage.read_sealed(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "null", '{"sha256": 1}'])
+@pytest.mark.parametrize("change", [(b"\n", b"\r"), (b" ", b"\t"), (b"sha256", rb"\u0073ha256")])
+def test_sealed_notices_what_json_would_not(tmp_path, change):
+    path = tmp_path / "sealed.json"
+    storage.write_sealed(path, VALUE)
+    good = path.read_bytes()
+    path.write_bytes(good.replace(*change, 1))
+    assert path.read_bytes() != good and json.loads(path.read_bytes()) == json.loads(good)
+    with pytest.raises(UserError, match=r"sealed\.json is corrupt.*; mend it"):
+        storage.read_sealed(path, "mend it")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '{"sha256": 1}', '{"content": 1}'])
 def test_sealed_refuses_other_json(tmp_path, text):
     path = tmp_path / "sealed.json"
     path.write_text(text)
@@ -102,6 +113,42 @@ def test_sealed_refuses_other_json(tmp_path, text):
 def test_sealed_names_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"absent\.json is missing"):
         storage.read_sealed(tmp_path / "absent.json")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path} cannot be read \(Is a directory\); restore it"):
+        storage.read_sealed(tmp_path)
+
+
+def test_a_directory_without_permission_is_named(tmp_path, monkeypatch):
+    """Asked of the system, as the tests may run as root, who may do anything but on a read-only disk."""
+    monkeypatch.setattr(storage.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}: no permission, or a read-only disk"):
+        storage.make_directory(tmp_path)
+
+
+def test_leftovers_are_what_a_kill_leaves_and_nothing_else(tmp_path):
+    mine = [storage.temporary_beside(tmp_path / name) for name in ("file", "file", "set")]
+    assert len({*mine}) == 3
+    mine[2].mkdir()
+    for path in (*mine[:2], mine[2] / "half"):
+        path.touch()
+    for name in (".hidden", ".file.tmp", "file.0123abcd.tmp", ".file.0123abcd.tmpx", ".file.0123abcg.tmp"):
+        (tmp_path / name).touch()
+    assert storage.leftovers(tmp_path) == sorted(mine)
+    storage.remove_leftovers(tmp_path, "set")
+    assert storage.leftovers(tmp_path) == sorted(mine[:2])
+    storage.remove_leftovers(tmp_path)
+    assert len(names(tmp_path)) == 5 and storage.leftovers(tmp_path / "nowhere") == []
+
+
+def test_a_kill_in_publish_leaves_a_leftover(tmp_path, monkeypatch):
+    """No ``finally`` runs: here the clearing itself is taken away."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(storage.Path, "unlink", lambda *args: None)
+        with storage.publish(tmp_path / "file"):
+            exit()
+    assert storage.leftovers(tmp_path) and names(tmp_path) == [storage.leftovers(tmp_path)[0].name]
 
 
 def test_content_hash_covers_files_of_any_size(tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +35,7 @@ class TokenSource:
         self.tokens: int = entry["tokens"]
         self.text_bytes: int = entry["text_bytes"]
         self.ends = _small(directory, entry["ends"], "<i8")
-        crcs, dtype = _small(directory, entry["crc"], "<u4"), np.dtype(entry["dtype"])
-        self._files: list[_TokenFile] = []
-        for file in entry["files"]:
-            opened = _TokenFile(directory / file["file"], file["tokens"], dtype, crcs)
-            crcs = crcs[opened.blocks :]
-            self._files.append(opened)
+        self._files = [open_file() for open_file in _token_files(directory, entry)]
         self._starts = np.cumsum([0, *(file.tokens for file in self._files)])
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -59,22 +57,38 @@ class TokenSource:
 def damage(directory: Path) -> list[str]:
     """What is wrong with a shard set, of which every byte is read: a line for each file found damaged.
 
-    Raises UserError when its header is, which says what else there is.
+    The token files of a split whose checksums are damaged cannot be judged, and are not. Raises UserError
+    when the header is damaged, which says what else there is.
     """
-    header = shards.read_header(directory)
-    checks = [partial(load_tokenizer, directory)]
-    checks += [partial(_read_all, directory, split) for split in header["splits"]]
-    found = []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            found.append(str(error))
+    header, found = shards.read_header(directory), []
+    with _noted(found):
+        load_tokenizer(directory)
+    for entry in header["splits"].values():
+        with _noted(found):
+            _small(directory, entry["ends"], "<i8")
+        with _noted(found):
+            for open_file in _token_files(directory, entry):
+                with _noted(found):
+                    file = open_file()
+                    file.check(0, file.tokens)
     return found
 
 
-def _read_all(directory: Path, split: str) -> None:
-    TokenSource(directory, split).check_all()
+@contextmanager
+def _noted(found: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        found.append(str(error))
+
+
+def _token_files(directory: Path, entry: dict[str, Any]) -> Iterator[Callable[[], _TokenFile]]:
+    """Each token file of a split, to be opened with its part of the checksums."""
+    crcs, dtype = _small(directory, entry["crc"], "<u4"), np.dtype(entry["dtype"])
+    for file in entry["files"]:
+        blocks = -(-file["tokens"] * dtype.itemsize // shards.BLOCK_BYTES)
+        yield partial(_TokenFile, directory / file["file"], file["tokens"], dtype, crcs[:blocks])
+        crcs = crcs[blocks:]
 
 
 class _TokenFile:
@@ -86,17 +100,18 @@ class _TokenFile:
 
     def __init__(self, path: Path, tokens: int, dtype: np.dtype, crcs: np.ndarray) -> None:
         self._path, self.tokens, self._dtype = path, tokens, dtype
-        self._size = tokens * dtype.itemsize
-        self.blocks = -(-self._size // shards.BLOCK_BYTES)
-        self._crcs = crcs[: self.blocks]
-        self._checked = np.zeros(self.blocks, bool)
-        if not path.exists():
-            raise _damaged(path, "is missing")
-        size = path.stat().st_size
+        self._size, self._crcs = tokens * dtype.itemsize, crcs
+        self._checked = np.zeros(len(crcs), bool)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise _damaged(path, "is missing") from None
+        except OSError as error:
+            raise _damaged(path, f"cannot be read ({error.strerror})") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        size = os.fstat(self._descriptor).st_size
         if size != self._size:
             raise _damaged(path, f"has {size:,} bytes, not {self._size:,}")
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of the file."""
@@ -128,13 +143,13 @@ class _TokenFile:
 
 
 def _small(directory: Path, entry: dict[str, Any], dtype: str) -> np.ndarray:
+    """A small file, read once: what is hashed is what is used."""
     path = directory / entry["file"]
-    if not path.exists():
-        raise _damaged(path, "is missing")
-    if storage.content_hash(path) != entry["sha256"]:
+    data = storage.read_bytes(path, shards.again(directory))
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise _damaged(path, "is corrupt")
-    return np.fromfile(path, dtype)
+    return np.frombuffer(data, dtype)
 
 
 def _damaged(path: Path, how: str) -> UserError:
-    return UserError(f"{path} {how}; delete {path.parent} to prepare it again")
+    return UserError(f"{path} {how}; {shards.again(path.parent)}")

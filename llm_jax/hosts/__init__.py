@@ -84,7 +84,7 @@ def together(name: str, work: Callable[[], T]) -> T:
 
 
 def first_alone(name: str, work: Callable[[], T]) -> T:
-    """Does ``work`` on process 0, then on the others, who find there what it made; gives back when all have."""
+    """Does ``work`` on process 0, then on the others, who find there what it made. Ends when all have."""
     result, error = _attempt(work) if leads() else (None, "")
     _agree(f"{name}, alone", None, error)
     if not leads():

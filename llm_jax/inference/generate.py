@@ -54,7 +54,8 @@ def make_extend(model: Transformer, sampling: Sampling) -> Callable[..., jax.Arr
 
         hidden, cache = read(window, empty_cache(model.config, model.layout, batch, length), 0)
         last = jax.lax.dynamic_slice_in_dim(hidden, start - 1, 1, axis=1)
-        return jax.lax.fori_loop(start, stop, body, (window, cache, next_logits(last)))[0]
+        drawn = jax.lax.fori_loop(start, stop, body, (window, cache, next_logits(last)))[0]
+        return model.layout.shard(drawn, None, None)  # every process reads all of it
 
     return extend
 
@@ -118,7 +119,7 @@ def fill_blanks(model: Transformer, params: Any, ids: np.ndarray, best: int) -> 
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, _ = model.apply(variables, tokens, places, jnp.ones_like(tokens))
         logits = model.apply(variables, hidden, method="logits")
-        logits = layout.shard(logits, "batch", None, None)
+        logits = layout.shard(logits, None, None, None)  # every process reads all of it
         return jax.nn.softmax(
             jnp.where(jnp.arange(logits.shape[-1]) >= FIRST_TEXT_ID, logits, NEVER), axis=-1
         )

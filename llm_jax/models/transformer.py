@@ -181,7 +181,7 @@ class Transformer(nn.Module):
         c = self.config
         drawing = c.dropout or c.stochastic_depth
         key, embedding_key = jax.random.split(key) if key is not None and drawing else (None, None)
-        x_bld = layers.dropout(self._embed(tokens, positions), c.dropout, embedding_key)
+        x_bld = layers.dropout(self.embed(tokens, positions), c.dropout, embedding_key)
         if cache is None:
             mask = Mask(segments, segments, c.causal)
         else:
@@ -213,8 +213,9 @@ class Transformer(nn.Module):
         real = jnp.arange(c.padded_vocab) < c.vocab_size
         return jnp.where(real, scores, -1e30) if c.padded_vocab > c.vocab_size else scores
 
-    def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Token embeddings, with what the positions add, normed where the config says so."""
+    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """int32 [batch, length] to [batch, length, d]: token embeddings, with what the positions add, normed
+        where the config says so."""
         c, scheme = self.config, POSITIONS[self.config.positions]
         x_bld = self._look_up(self.embedding, tokens)
         if scheme.learnt:

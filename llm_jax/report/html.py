@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from llm_jax import config as configs
 from llm_jax import storage
-from llm_jax.report import reader, svg
+from llm_jax.report import goodput, reader, svg
 from llm_jax.report.svg import Series
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.rundir import RunDirectory
@@ -26,6 +27,7 @@ svg .grid{stroke:#e2e8f0}svg polyline{fill:none;stroke-width:1.6}
 pre{background:#f8fafc;border:1px solid #e2e8f0;border-radius:8px;padding:1rem;white-space:pre-wrap}
 table{border-collapse:collapse;font-size:.9rem}td,th{padding:.15rem 1rem .15rem 0;vertical-align:top}
 td:first-child{color:#64748b}th{text-align:left}
+.bar{display:flex;height:18px;border-radius:6px;overflow:hidden;margin-bottom:.5rem}.bar i{display:block}
 """
 
 
@@ -44,6 +46,7 @@ def page(run: reader.Run) -> str:
         f'<p class="sub">fingerprint {run.config["fingerprint"]}, data {run.config["data"][:16]}</p>',
         f'<div class="cards">{cards(run)}</div>',
         f'<h2>Curves</h2><div class="charts">{charts(run)}</div>',
+        f"<h2>Where the time went</h2>{times(run.path)}",
         f"<h2>Samples</h2><pre>{escape(run.samples) or 'none yet'}</pre>",
         "<h2>Config</h2><p>What differs from the defaults; config.json has all of it.</p>",
         table(changed(run.config["config"])),
@@ -88,6 +91,21 @@ def resources(run: reader.Run) -> dict[str, str]:
     seconds = dict(zip(*run.series("train", "time.seconds"), strict=True))
     waited = sum(waits.get(step, 0.0) for step in seconds)
     return numbers | ({"waited for data": f"{waited / sum(seconds.values()):.1%}"} if seconds else {})
+
+
+def times(path: Path) -> str:
+    """Seconds and shares of a run's wall time, as a bar and a table."""
+    spent = {k: s for k, s in goodput.goodput(RunDirectory(path).metrics).items() if s > 0}
+    whole = sum(spent.values())
+    if not whole:
+        return "<p>not measured</p>"
+    shares = zip(spent.items(), itertools.cycle(svg.COLOURS), strict=False)
+    bar = "".join(
+        f'<i style="width:{seconds / whole:.2%};background:{colour}" title="{kind}"></i>'
+        for (kind, seconds), colour in shares
+    )
+    rows = {kind: f"{seconds:,.1f} s, {seconds / whole:.1%}" for kind, seconds in spent.items()}
+    return f'<div class="bar">{bar}</div>{table(rows)}'
 
 
 def layer_lines(run: reader.Run, name: str, most: int = 5) -> list[Series]:

@@ -79,11 +79,10 @@ def read(workdir: str | Path) -> Run:
     run = RunDirectory(Path(workdir))
     if not run.config.exists():
         raise UserError(f"--workdir={workdir} is not a run directory: it has no config.json")
-    environment = run.path / "environment.json"
     return Run(
         path=run.path,
         config=json.loads(run.config.read_text()),
-        environment=json.loads(environment.read_text()) if environment.exists() else {},
+        environment=json.loads(run.environment.read_text()) if run.environment.exists() else {},
         story=metrics.read(run.metrics),
         samples=run.samples.read_text() if run.samples.exists() else "",
     )

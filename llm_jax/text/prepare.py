@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,17 @@ def prepare(
             "with scripts/prepare_data.py, or leave data.shards out"
         )
     if directory.exists() and (directory.is_file() or any(directory.iterdir())):
-        raise UserError(f"{directory} holds something else than a whole shard set; delete it or use another")
+        raise UserError(
+            f"{directory / shards.HEADER} is missing: {directory} holds something else than a whole shard "
+            "set; delete it or use another"
+        )
     storage.make_directory(directory.parent)
-    for leftover in directory.parent.glob(f".{directory.name}.*.tmp"):
-        shutil.rmtree(leftover)
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp")
+    storage.remove_leftovers(directory.parent, directory.name)
+    temporary = storage.temporary_beside(directory)
     storage.make_directory(temporary)
     try:
         _write(config, tokenizer_config, sets, recipe, temporary, say)
-        temporary.rename(directory)
+        _publish(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return shards.read_header(directory)
@@ -74,7 +76,8 @@ def load_tokenizer(directory: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a shard set. Raises UserError when it is not the one that wrote the tokens."""
     tokenizer = tokenizers.load(directory / "tokenizer.json")
     if tokenizers.fingerprint(tokenizer) != shards.read_header(directory)["tokenizer"]:
-        raise UserError(f"{directory}/tokenizer.json is not the tokenizer that made these tokens")
+        mend = shards.again(directory)
+        raise UserError(f"{directory}/tokenizer.json is not the tokenizer that made these tokens; {mend}")
     return tokenizer
 
 
@@ -133,6 +136,7 @@ def _with_sets(
             f"{directory} has no evaluation set {missing[0].name!r}; add it with scripts/prepare_data.py, "
             "or leave it out"
         )
+    storage.remove_leftovers(directory)
     encoder = Encoder(config, load_tokenizer(directory), directory, say)
     for entry in missing:
         encoder.add_set(header, entry)
@@ -186,6 +190,13 @@ def _write(
     for entry in sets:
         encoder.add_set(header, entry)
     shards.write_header(directory, header)
+
+
+def _publish(temporary: Path, directory: Path) -> None:
+    try:
+        temporary.rename(directory)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror}; use another place") from error
 
 
 def _survey(config: DataConfig, source: SourceConfig, say: Say) -> str:
@@ -249,12 +260,16 @@ class Encoder:
         hash, and the header's entries of the splits."""
         hasher = corpora.Hasher()
         size = self.tokenizer.vocab_size
-        writers = {role: shards.SplitWriter(self.directory, split, size) for role, split in names.items()}
-        for document in corpora.read(source.text, self.config.text_key):
-            hasher.add(document.text)
-            for role, text in cut(self.config, document.text):
-                writers[role].add(encode(self.tokenizer, text, self.config.markers), len(text.encode()))
-        entries = {names[role]: writer.finish() for role, writer in writers.items()}
+        with ExitStack() as stack:
+            writers = {
+                role: stack.enter_context(shards.SplitWriter(self.directory, split, size))
+                for role, split in names.items()
+            }
+            for document in corpora.read(source.text, self.config.text_key):
+                hasher.add(document.text)
+                for role, text in cut(self.config, document.text):
+                    writers[role].add(encode(self.tokenizer, text, self.config.markers), len(text.encode()))
+            entries = {names[role]: writer.finish() for role, writer in writers.items()}
         self.say(
             "data: " + ", ".join(f"{entry['tokens']:,} {name} tokens" for name, entry in entries.items())
         )

@@ -39,7 +39,7 @@ def split_name(role: str, name: str) -> str:
 class SplitWriter:
     """Writes one split of a shard set, document by document; holds a block and a document in memory.
 
-    A token file appears when it is whole; one left unfinished is removed with the writer.
+    A context: a token file appears when it is whole, and one that an exception leaves unfinished is removed.
     """
 
     def __init__(self, directory: Path, split: str, vocab_size: int) -> None:
@@ -50,6 +50,12 @@ class SplitWriter:
         self._files: list[dict[str, Any]] = []
         self._tokens = self._bytes = 0
         self._open()
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def add(self, ids: np.ndarray, text_bytes: int) -> None:
         """Appends a document; text_bytes: its length in UTF-8, for bits per byte."""
@@ -93,7 +99,9 @@ class SplitWriter:
         try:
             self._file.write(data)
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; free some space") from error
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; free some space or use another place"
+            ) from error
 
     def _close(self) -> None:
         self._write(len(self._waiting))
@@ -113,13 +121,18 @@ def write_header(directory: Path, content: dict[str, Any]) -> None:
 
 def read_header(directory: Path) -> dict[str, Any]:
     """The header. Raises UserError when it is missing, corrupt or of another format."""
-    header = storage.read_sealed(directory / HEADER)
-    if header["format"] not in (1, FORMAT):
-        raise UserError(f"{directory} has shard format {header['format']}, not {FORMAT}; prepare again")
+    header = storage.read_sealed(directory / HEADER, again(directory))
+    if header.get("format") not in (1, FORMAT):
+        raise UserError(f"{directory} has shard format {header.get('format')}, not {FORMAT}; prepare again")
     if header["format"] == 1:  # one source, no evaluation sets, the same files
         origin = {"text": header.pop("text"), "text_key": "text", "corpus": header.pop("corpus")}
         header |= {"sources": {ONE_SOURCE: origin}, "sets": {}}
     return header
+
+
+def again(directory: Path) -> str:
+    """The mend of a damaged shard set."""
+    return f"delete {directory} to prepare it again"
 
 
 def content_id(header: dict[str, Any]) -> str:

@@ -213,7 +213,7 @@ def save(tokenizer: Tokenizer, path: Path) -> None:
 
 def load(path: Path) -> Tokenizer:
     """Raises UserError when the file is missing or corrupt."""
-    content = storage.read_sealed(path)
+    content = storage.read_sealed(path, f"delete {path.parent} to prepare it again")
     kind, payload = content["kind"], content["payload"]
     if kind == "char":
         return CharTokenizer(payload)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.training.matrices import MatrixAxes, matrix_axes
+from llm_jax.training.moments import Applied, choose
 from llm_jax.training.rules import parameter_name
 
 TINY = 1e-30  # added to squared gradients
@@ -44,7 +45,9 @@ def scale_by_factored_moments(
         moments = jax.tree_util.tree_map_with_path(one, params)
         return FactoredState(jnp.zeros((), jnp.int32), moments)
 
-    def update(updates: Any, state: FactoredState, params: Any) -> tuple[Any, FactoredState]:
+    def update(
+        updates: Any, state: FactoredState, params: Any, *, applied: Applied = True, **_: Any
+    ) -> tuple[Any, FactoredState]:
         decay = 1.0 - (state.count + 1.0) ** -decay_rate
 
         def moments(path: tuple, g: jax.Array, old: tuple) -> tuple[jax.Array, ...]:
@@ -64,10 +67,10 @@ def scale_by_factored_moments(
             return u * jnp.maximum(SMALLEST, _rms(p, axes)) if relative else u
 
         new = jax.tree_util.tree_map_with_path(moments, updates, state.moments)
-        updates = jax.tree_util.tree_map_with_path(scaled, updates, new, params)
-        return updates, FactoredState(state.count + 1, new)
+        new = choose(applied, FactoredState(state.count + 1, new), state)
+        return jax.tree_util.tree_map_with_path(scaled, updates, new.moments, params), new
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _matrix(path: tuple, x: jax.Array) -> MatrixAxes:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from llm_jax import storage
+from llm_jax import hosts, storage
 from llm_jax.errors import UserError
 from llm_jax.training import policy
 from llm_jax.training.rules import parameter_name
@@ -31,8 +32,16 @@ MANIFEST = "manifest.json"
 PARAMS = "params/"  # how the names of parameters begin among those of a state
 
 
+class Damaged(UserError):
+    """A checkpoint is not what was written."""
+
+
 class Checkpointer:
-    """Saves in the background, keeps what ``policy.kept`` says, restores after checking every byte."""
+    """Saves in the background, keeps what ``policy.kept`` says, restores after checking every byte.
+
+    Every process of a run calls every method; each hashes its share of the files, process 0 does what is done
+    once.
+    """
 
     def __init__(
         self,
@@ -41,11 +50,15 @@ class Checkpointer:
         keep_best: int = 0,
         keep_every: int = 0,
         about: Mapping[str, Any] | None = None,
+        verify: str = "all",
     ) -> None:
-        """keep, keep_best, keep_every: see policy.kept; about: JSON values for every manifest."""
+        """keep, keep_best, keep_every: see policy.kept; about: JSON values for every manifest. verify: "all"
+        bytes before they are restored, or "off"."""
         self._directory, self._about = directory.absolute(), dict(about or {})
         self._keep = {"newest": keep, "best": keep_best, "every": keep_every}
         self._losses: dict[int, float] | None = None
+        self._intact: set[int] = set()  # verified, and by this process so far not written again
+        self._verify = verify
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._sealing: Future | None = None
 
@@ -54,17 +67,24 @@ class Checkpointer:
         """Made when it is first used: it asks jax for its devices, which mesh.start chooses before."""
         return ocp.StandardCheckpointer()
 
-    def clean(self) -> None:
-        """Removes what a kill left behind. For the process that is about to write, not for readers."""
-        storage.make_directory(self._directory)
-        for path in self._directory.iterdir():
-            if path.is_dir() and not (path / MANIFEST).exists():
-                shutil.rmtree(path)
+    def clean(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Removes what a kill left behind. For a run that is about to write, not for readers."""
+
+        def remove() -> None:
+            storage.make_directory(self._directory)
+            for path in self._directory.iterdir():
+                if path.is_dir() and not (path / MANIFEST).exists():
+                    say(f"removing {path}: it was not complete")
+                    shutil.rmtree(path)
+
+        hosts.first_alone("clean", lambda: remove() if hosts.leads() else None)
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
-        found = self._directory.glob(f"[0-9]*/{MANIFEST}")
-        return sorted(int(path.parent.name) for path in found)
+        """Steps of the complete checkpoints, oldest first, as process 0 sees them."""
+        return hosts.gather("steps", self._listed())[0]
+
+    def _listed(self) -> list[int]:
+        return sorted(int(path.parent.name) for path in self._directory.glob(f"[0-9]*/{MANIFEST}"))
 
     def is_among_best(self, step: int, loss: float) -> bool:
         """Whether a checkpoint of this step and validation loss would be kept for its loss."""
@@ -76,7 +96,7 @@ class Checkpointer:
         survives a restart. A manifest that cannot be read has none, as its checkpoint cannot be restored."""
         if self._losses is None:
             self._losses = {}
-            for step in self.steps():
+            for step in self._listed():
                 with suppress(UserError):
                     loss = storage.read_sealed(self._directory / f"{step:08d}" / MANIFEST).get("loss")
                     self._losses |= {} if loss is None else {step: loss}
@@ -90,6 +110,7 @@ class Checkpointer:
         self.wait()
         if step in self.steps():
             return
+        self._intact.discard(step)
         path = self._directory / f"{step:08d}"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -119,32 +140,76 @@ class Checkpointer:
     def restore(self, step: int, target: Any) -> Any:
         """The state saved at ``step``, in the shardings of ``target`` (ShapeDtypeStructs).
 
-        Raises UserError naming the file that is missing or changed, or the array that does not fit.
+        Raises Damaged naming the file that is missing or changed, UserError for an array that does not fit.
         """
         path = self._directory / f"{step:08d}"
-        manifest = storage.read_sealed(path / MANIFEST)
-        _verify(path, manifest["files"], mend=f"delete {path} to go on from the checkpoint before it")
-        _compare(path, manifest["arrays"], describe(target))
+        if damage := self.damage(step):
+            raise Damaged(damage)
+        _compare(path, self.arrays(step), describe(target))
         return self._orbax.restore(path / "state", target)
+
+    def damage(self, step: int, say: Callable[[str], None] = lambda _: None) -> str:
+        """What is wrong with the bytes of a checkpoint, "" for nothing. A process reads its share, once."""
+        if step in self._intact or self._verify == "off":
+            return ""
+        path, began = self._directory / f"{step:08d}", time.monotonic()
+        try:
+            files = storage.read_sealed(path / MANIFEST)["files"]
+            _verify(path, _share(files))
+            found = ""
+        except UserError as error:
+            files, found = {}, str(error)
+        damage = next(filter(None, hosts.gather("damage", found)), "")
+        if not damage:
+            self._intact.add(step)
+            size = sum(file["bytes"] for file in files.values())
+            took = f"{time.monotonic() - began:.1f} s"
+            say(f"checkpoint {step:,}: {len(files)} files, {size / 1e6:.1f} MB, verified in {took}")
+        return damage
+
+    def newest(self, skip: bool = False, say: Callable[[str], None] = lambda _: None) -> int | None:
+        """The step of the newest checkpoint, verified; None where there is none.
+
+        skip: a damaged one is set aside, as ``damaged.STEP``, and the one before is taken. Otherwise raises
+        Damaged, which says whether an earlier one is intact.
+        """
+        for step in reversed(steps := self.steps()):
+            if not (damage := self.damage(step, say)):
+                return step
+            earlier = (s for s in reversed(steps) if s < step and not self.damage(s))
+            if not skip and (good := next(earlier, None)):
+                mend = f"that of step {good:,} is intact: --config.checkpoint.damaged=skip goes on from it"
+                raise Damaged(f"{damage}; {mend}")
+            if not skip:
+                raise Damaged(f"{damage}; no earlier checkpoint is intact: use another --workdir")
+            say(f"{damage}; it is set aside")
+            if hosts.leads():
+                (self._directory / f"{step:08d}").rename(self._directory / f"damaged.{step:08d}")
+            self._losses = None
+        return None
 
     def _seal(self, path: Path, step: int, arrays: dict[str, Any]) -> None:
         try:
             self._orbax.wait_until_finished()
-            files = {
-                file.relative_to(path).as_posix(): {
-                    "bytes": file.stat().st_size,
-                    "sha256": storage.content_hash(file),
-                }
-                for file in sorted((path / "state").rglob("*"))
-                if file.is_file()
+            found = sorted(file for file in (path / "state").rglob("*") if file.is_file())
+            names = {file.relative_to(path).as_posix(): file for file in found}
+            mine = {
+                name: {"bytes": file.stat().st_size, "sha256": storage.content_hash(file)}
+                for name, file in _share(names).items()
             }
-            loss = self.losses().get(step)
-            about = {"loss": loss, "about": self._about}
-            manifest = {"step": step, "arrays": arrays, "files": files, **about}
-            storage.write_sealed(path / MANIFEST, manifest)
+            shares = hosts.gather("hashes", mine)
+            if hosts.leads():
+                files = dict(sorted(entry for share in shares for entry in share.items()))
+                about = {"loss": self.losses().get(step), "about": self._about}
+                manifest = {"step": step, "arrays": arrays, "files": files, **about}
+                storage.write_sealed(path / MANIFEST, manifest)
+                self._prune()
         except (OSError, ValueError) as error:
             raise _cannot_write(path, error) from error
-        steps = self.steps()
+        hosts.gather("sealed", step)
+
+    def _prune(self) -> None:
+        steps = self._listed()
         for old in sorted({*steps} - policy.kept(steps, self.losses(), **self._keep)):
             self._remove(old)
 
@@ -192,7 +257,10 @@ class Source:
 
         target: a nested dict of ShapeDtypeStructs with shardings, of the shapes that were saved.
         """
-        _verify(self.path, self.manifest["files"], mend="choose another checkpoint")
+        try:
+            _verify(self.path, self.manifest["files"])
+        except Damaged as error:
+            raise UserError(f"{error}; choose another checkpoint") from None
         wanted = {"params": target}
         options = ocp.checkpoint_utils.construct_restore_args(wanted)
         request = ocp.args.PyTreeRestore(wanted, restore_args=options, partial_restore=True)
@@ -206,15 +274,20 @@ def describe(state: Any) -> dict[str, list[Any]]:
     return {parameter_name(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 
-def _verify(path: Path, files: dict[str, dict[str, Any]], mend: str) -> None:
+def _share(files: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's part of the files of a checkpoint."""
+    return dict(sorted(files.items())[hosts.index() :: hosts.count()])
+
+
+def _verify(path: Path, files: Mapping[str, dict[str, Any]]) -> None:
     for name, expected in files.items():
         file = path / name
         if not file.exists():
-            raise UserError(f"{file} is missing; {mend}")
+            raise Damaged(f"{file} is missing")
         if file.stat().st_size != expected["bytes"]:
-            raise UserError(f"{file} has {file.stat().st_size} bytes, not {expected['bytes']}; {mend}")
+            raise Damaged(f"{file} has {file.stat().st_size} bytes, not {expected['bytes']}")
         if storage.content_hash(file) != expected["sha256"]:
-            raise UserError(f"{file} is corrupt: its hash is not the manifest's; {mend}")
+            raise Damaged(f"{file} is corrupt: its hash is not the manifest's")
 
 
 def _compare(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from llm_jax.text import sources
 from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
 from llm_jax.text.tokenizers import TOKENIZERS, SentencePieceConfig
 from llm_jax.training import optimizers
+from llm_jax.training.guard import GuardConfig
 from llm_jax.training.loss_scale import LossScaleConfig
 from llm_jax.training.optimizers import OPTIMIZERS
 from llm_jax.training.schedules import SCHEDULES, Schedule
@@ -60,6 +61,9 @@ class CheckpointConfig:
     every: steps between checkpoints, every_minutes: minutes between them (taken between dispatches); 0 =
     never. keep: the newest, at least 1. keep_best: so many of lowest validation loss; an evaluation that is
     one of them is saved at once. keep_every: multiples of so many steps are saved and kept for ever.
+
+    verify: "all" = every byte is hashed before it is restored, or "off". damaged: what to do where the newest
+    checkpoint is not what was written: "stop", or "skip" = set it aside and go on from the one before.
     """
 
     every: int = runtime(0)
@@ -67,6 +71,8 @@ class CheckpointConfig:
     keep: int = runtime(2)
     keep_best: int = runtime(0)
     keep_every: int = runtime(0)
+    verify: str = runtime("all")
+    damaged: str = runtime("stop")
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class Experiment:
     optimizer: optimizers.Section = choice(OPTIMIZERS, "adamw")
     schedule: Schedule = choice(SCHEDULES, "cosine")
     loss_scale: LossScaleConfig = part(LossScaleConfig)
+    guard: GuardConfig = part(GuardConfig)
     mesh: MeshConfig = part(MeshConfig)
     evaluation: EvaluationConfig = part(EvaluationConfig)
     checkpoint: CheckpointConfig = part(CheckpointConfig)
@@ -216,6 +223,7 @@ def check_values(e: Experiment) -> None:
             f"config.evaluation.patience={e.evaluation.patience} counts evaluations: it is at least 0 and "
             "needs evaluation.every"
         )
+    e.guard.check()
     optimizers.check(e.optimizer)
     if not e.init_from and (e.init_skip or e.init_vocabulary != "error"):
         raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
@@ -230,6 +238,8 @@ def check_values(e: Experiment) -> None:
         "model.kernel": ("auto", *KERNELS),
         "model.dtype": ("auto", "float32", "bfloat16", "float16"),
         "init_vocabulary": INIT_VOCABULARY,
+        "checkpoint.verify": ("all", "off"),
+        "checkpoint.damaged": ("stop", "skip"),
     }
     for key, known in names.items():
         if key in values and values[key] not in known:

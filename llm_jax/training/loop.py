@@ -15,10 +15,12 @@ from typing import Any
 import jax
 
 from llm_jax import config as configs
+from llm_jax import hosts
 from llm_jax.errors import UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
 from llm_jax.training import metrics, norms, warm_start
+from llm_jax.training.bad_steps import BadSteps
 from llm_jax.training.checkpoint import Checkpointer, Source
 from llm_jax.training.early_stopping import out_of_patience
 from llm_jax.training.experiment import Experiment, complete
@@ -43,12 +45,16 @@ def run(
     """Trains, or goes on training, in ``workdir``; gives the final evaluation.
 
     Prepares the data at the first start. extend: allow more steps than the run began with. stop: when it
-    is requested, the state is saved after the dispatch under way and Stopped is raised.
+    is requested, of any process, the state is saved after the dispatch under way and Stopped is raised. Every
+    process of a run calls this, with a ``workdir`` that all see.
     """
-    directory = RunDirectory.open(workdir)
+    directory = hosts.first_alone("open", lambda: RunDirectory.open(workdir))
     stored = directory.stored()
     shard_set = directory.data_of(experiment)
-    header = prepare(experiment.data, experiment.tokenizer, shard_set, say, experiment.evaluation.sets)
+    sets = experiment.evaluation.sets
+    header = hosts.first_alone(
+        "data", lambda: prepare(experiment.data, experiment.tokenizer, shard_set, say, sets)
+    )
     data = shards.content_id(header)
     directory.check_data(data)
     experiment = carry_on(stored, complete(experiment, header["vocab_size"]), extend)
@@ -58,8 +64,12 @@ def run(
         source = find_source(experiment.init_from, directory, checkpointer)
         program = Program.build(experiment, shard_set)
         state, start = restore_or_begin(program, checkpointer, source, say)
-        directory.write_config(program.experiment, data, source.hash if source else directory.begun_from())
-        checkpointer.clean()
+        begun = source.hash if source else directory.begun_from()
+        if start and (moved := directory.moved(program.layout.mesh.shape)):
+            say(moved)
+        if hosts.leads():
+            directory.write_config(program.experiment, program.layout.mesh.shape, data, begun)
+        checkpointer.clean(say)
         say(describe_config(program))
         say(describe(program, start))
         stop = stop or Stop()
@@ -68,12 +78,13 @@ def run(
     finally:
         checkpointer.close()
     SampleFile(directory.samples).add(int(state.step), sample_text(program, state.judged))
+    hosts.gather("written", True)
     return final_evaluation(directory)
 
 
 def make_checkpointer(directory: RunDirectory, experiment: Experiment, about: dict[str, Any]) -> Checkpointer:
     c = experiment.checkpoint
-    return Checkpointer(directory.checkpoints, c.keep, c.keep_best, c.keep_every, about)
+    return Checkpointer(directory.checkpoints, c.keep, c.keep_best, c.keep_every, about, c.verify)
 
 
 def final_evaluation(directory: RunDirectory) -> dict[str, Any]:
@@ -103,8 +114,9 @@ def restore_or_begin(
     program: Program, checkpointer: Checkpointer, source: Source | None, say: Callable[[str], None]
 ) -> tuple[State, int]:
     """The newest checkpoint, or the state at step 0."""
-    if steps := checkpointer.steps():
-        return program.read(checkpointer, steps[-1]), steps[-1]
+    skip = program.experiment.checkpoint.damaged == "skip"
+    if (newest := checkpointer.newest(skip, say)) is not None:
+        return program.read(checkpointer, newest), newest
     if source:
         return program.begin(warm_start.params_from(program, source, say)), 0
     return program.init(), 0
@@ -147,32 +159,34 @@ def train(
         return state
     per = e.steps_per_dispatch
     policy, samples = SavePolicy(e.checkpoint), SampleFile(directory.samples)
+    bad_steps = BadSteps(directory, checkpointer, e.guard.patience)
     with (
         closing(Profiler(directory.profile, e.logging.profiled)) as profiler,
         closing(program.batches.iterate(start // per, e.steps // per)) as batches,
-        closing(StepLog(program, directory, start)) as log,
+        closing(StepLog(program, directory, start, bad_steps)) as log,
     ):
         for first, batch in zip(range(start, e.steps, per), log.timed(batches), strict=True):
             profiler.at(first, state)
             state, results = program.steps(state, batch)
             log.add(first, results)
-            step, last, stopping = first + per, first + per == e.steps, stop.requested
-            loss = None
+            step, last, loss = first + per, first + per == e.steps, None
+            reason, due = agree(stop.reason, policy.due(step))
             if last or _due(step, e.evaluation.every):
                 loss = evaluate(program, state, log, step)
                 losses.append(loss)
                 last = last or out_of_patience(losses, e.evaluation.patience)
             if not last and _due(step, e.samples.every):
-                with log.pause("samples"):
+                with log.pause("samples", step):
                     samples.add(step, sample_text(program, state.judged))
             best = loss is not None and checkpointer.is_among_best(step, loss)
-            if last or stopping or best or policy.due(step):
-                log.sync()
-                checkpointer.save(step, state, loss)
+            if last or reason or best or due:
+                with log.pause("checkpoint", step):
+                    log.sync()
+                    checkpointer.save(step, state, loss)
                 policy.saved()
-            if stopping and not last:
+            if reason and not last:
                 checkpointer.wait()
-                raise Stopped(f" at step {step:,} of {e.steps:,}, which is saved")
+                raise Stopped(f"{reason} at step {step:,} of {e.steps:,}, which is saved")
             if last:
                 break
         checkpointer.wait()
@@ -180,10 +194,17 @@ def train(
     return state
 
 
+def agree(reason: str, due: bool) -> tuple[str, bool]:
+    """What all processes do after a dispatch: stop for the first reason that one of them has, and save where
+    process 0, by its clock, finds it due."""
+    found = hosts.gather("dispatch", [reason, due])
+    return next((reason for reason, _ in found if reason), ""), found[0][1]
+
+
 def evaluate(program: Program, state: State, log: StepLog, step: int) -> float:
     """Evaluates on every set, between dispatches; gives the validation loss. The running mean of the
     parameters is what is judged where there is one."""
-    with log.pause("evaluation"):
+    with log.pause("evaluation", step):
         results = program.evaluate_all(state.judged)
         with jax.set_mesh(program.layout.mesh):
             squares = jax.jit(norms.squares)(state.params)

@@ -1,9 +1,10 @@
 """Metrics: one append-only file an attempt, and one reader that tells a run's single story.
 
 ``metrics/0001.jsonl`` belongs to the first start of a run, ``0002.jsonl`` to the next. Every line has
-``attempt``, ``kind`` (start, train, evaluation, end) and ``step``; values that come from a wall clock
+``attempt``, ``kind`` (start, train, evaluation, pause, end) and ``step``; values that come from a wall clock
 stand apart under ``time``, so that two runs of one config differ in nothing else. An evaluation says
-of which set under ``set``; ``validation`` is the one that a run is judged by.
+of which set under ``set``; ``validation`` is the one that a run is judged by. A pause says what stood between
+two dispatches and for how long.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ VALIDATION = "validation"
 
 
 class MetricsWriter:
-    """Appends records to a new segment. A start says at which step the attempt goes on."""
+    """Appends records to a new segment. The first is a start, which says where the attempt goes on."""
 
-    def __init__(self, directory: Path, step: int) -> None:
+    def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.attempt = 1 + max((int(path.stem) for path in segments(directory)), default=0)
         self._path = directory / f"{self.attempt:04d}.jsonl"
         self._file = self._path.open("x", encoding="utf-8")
-        self.write("start", step)
 
     def write(
         self,
@@ -85,18 +85,24 @@ def read(directory: Path) -> list[Record]:
     """
     story: list[Record] = []
     for path in segments(directory):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                if number == len(lines):
-                    break
-                raise UserError(f"{path}, line {number} is not JSON; the file is damaged") from None
+        for record in read_segment(path):
             if record["kind"] == "start":
                 story = [kept for kept in story if kept["step"] <= record["step"]]
             story.append(record)
     return story
+
+
+def read_segment(path: Path) -> list[Record]:
+    """All that one attempt wrote. Raises UserError as ``read`` does."""
+    records, lines = [], path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is not JSON; the file is damaged") from None
+    return records
 
 
 def evaluations(story: list[Record], of: str = VALIDATION) -> list[Record]:
@@ -110,5 +116,5 @@ def without_time(story: list[Record]) -> list[Record]:
     return [
         {key: value for key, value in record.items() if key not in hidden}
         for record in story
-        if record["kind"] not in ("start", "end")
+        if record["kind"] not in ("start", "pause", "end")
     ]

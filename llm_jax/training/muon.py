@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.errors import UserError
 from llm_jax.mesh import default_dtype
+from llm_jax.training import moments
 from llm_jax.training.matrices import matrix_axes
 from llm_jax.training.rules import parameter_name
 
@@ -29,17 +30,17 @@ def scale_by_muon(beta: float, nesterov: bool, match_adamw: bool) -> optax.Gradi
     arXiv 2502.16982); else its spectral norm is about max(1, outputs / inputs)^0.5, as Jordan's.
     Raises UserError for a parameter that is no matrix.
     """
-    momentum = optax.trace(beta, nesterov)
+    momentum = moments.trace(beta, nesterov)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = momentum.update(updates, state)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = momentum.update(updates, state, **extra)
 
         def one(path: tuple, m: jax.Array) -> jax.Array:
             return _orthogonal_update(parameter_name(path), m, match_adamw)
 
         return jax.tree_util.tree_map_with_path(one, updates), state
 
-    return optax.GradientTransformation(momentum.init, update)
+    return optax.GradientTransformationExtraArgs(momentum.init, update)
 
 
 def _orthogonal_update(name: str, momentum: jax.Array, match_adamw: bool) -> jax.Array:

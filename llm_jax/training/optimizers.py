@@ -9,6 +9,7 @@ import jax
 import optax
 
 from llm_jax.config import identity, part
+from llm_jax.training import moments
 from llm_jax.training.adafactor import scale_by_factored_moments
 from llm_jax.training.muon import scale_by_muon
 from llm_jax.training.rules import OWN, Rule, by_rule, check_rules, route
@@ -33,7 +34,7 @@ class Section:
     decays_gradients: ClassVar[bool] = False
 
     def core(self) -> optax.GradientTransformation:
-        """Gradients to updates of rate 1, without decay."""
+        """Gradients to updates of rate 1, without decay; its update takes ``applied`` as in moments.py."""
         raise NotImplementedError
 
     def cores(self) -> dict[str, optax.GradientTransformation]:
@@ -50,7 +51,7 @@ class Moments:
     epsilon: float = identity(1e-8)
 
     def core(self) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+        return moments.scale_by_adam(self.beta1, self.beta2, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class SGD(Section):
     decays_gradients: ClassVar[bool] = True
 
     def core(self) -> optax.GradientTransformation:
-        return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+        if not self.momentum:
+            return moments.choosing(optax.identity())
+        return moments.trace(self.momentum, self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Lion(Section):
     beta2: float = identity(0.99)
 
     def core(self) -> optax.GradientTransformation:
-        return optax.scale_by_lion(self.beta1, self.beta2)
+        return moments.choosing(optax.scale_by_lion(self.beta1, self.beta2))
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,6 @@ def build(config: Section, schedule: optax.Schedule) -> Optimizer:
         before, after = (mask_frozen, clip, decay), (multiply,)
     else:
         before, after = (mask_frozen, clip), (decay, multiply)
-    rate = optax.scale_by_learning_rate(schedule)
+    rate = moments.choosing(optax.scale_by_learning_rate(schedule))
     core = route(rules, config.cores())
     return Optimizer(optax.chain(optax.chain(*before), core, optax.chain(*after), rate), schedule)

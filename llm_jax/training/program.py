@@ -79,11 +79,11 @@ class Program:
         run = RunDirectory(Path(workdir))
         experiment = run.stored()
         checkpointer = Checkpointer(run.checkpoints, keep=1)
-        steps = checkpointer.steps()
-        if experiment is None or not steps:
+        newest = checkpointer.newest()
+        if experiment is None or newest is None:
             raise UserError(f"--workdir={workdir} holds no run with a checkpoint; train one first")
         program = cls.build(experiment, run.data_of(experiment))
-        return program, program.read(checkpointer, steps[-1])
+        return program, program.read(checkpointer, newest)
 
     @cached_property
     def model(self) -> transformer.Transformer:
@@ -104,7 +104,7 @@ class Program:
     def _begin(self, params: Any) -> State:
         e, opt_state = self.experiment, self.optimizer.transformation.init(params)
         scale = e.loss_scale.create() if e.model.dtype == "float16" else None
-        return State.create(params, opt_state, ema=e.ema_decay > 0.0, loss_scale=scale)
+        return State.create(params, opt_state, e.guard.create(), e.ema_decay > 0.0, scale)
 
     def _create(self, key: jax.Array) -> State:
         return self._begin(transformer.init_params(self.model, key))
@@ -138,16 +138,28 @@ class Program:
             return jax.tree.map(place, jax.eval_shape(self._create, key))
 
     def read(self, checkpointer: Checkpointer, step: int) -> State:
-        """The state saved at ``step``. model.dtype may be another than it was: the loss scale, which float16
-        alone has, is then left behind or begins anew."""
-        target, scale = self.abstract_state(), self.experiment.loss_scale.create()
-        wanted, everywhere = target.loss_scale, NamedSharding(self.layout.mesh, PartitionSpec())
-        if "loss_scale/scale" in checkpointer.arrays(step):
-            saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype, sharding=everywhere), scale)
-            state = checkpointer.restore(step, target.replace(loss_scale=saved))
-            return state if wanted else state.replace(loss_scale=None)
-        state = checkpointer.restore(step, target.replace(loss_scale=None))
-        return state.replace(loss_scale=jax.device_put(scale, everywhere)) if wanted else state
+        """The state saved at ``step``. What is no matter of the numbers may differ: the loss scale, which
+        float16 alone has, and the guard, which older versions had not, begin anew or are left behind."""
+        e, target, everywhere = (
+            self.experiment,
+            self.abstract_state(),
+            NamedSharding(self.layout.mesh, PartitionSpec()),
+        )
+        fresh = {"guard": e.guard.create(), "loss_scale": e.loss_scale.create()}
+        names = checkpointer.arrays(step)
+        there = {part: any(name.startswith(f"{part}/") for name in names) for part in fresh}
+
+        def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+        saved = {part: jax.tree.map(abstract, x) if there[part] else None for part, x in fresh.items()}
+        state = checkpointer.restore(step, target.replace(**saved))
+        for part, x in fresh.items():
+            if getattr(target, part) is None:
+                state = state.replace(**{part: None})
+            elif not there[part]:
+                state = state.replace(**{part: jax.device_put(x, everywhere)})
+        return state
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -156,7 +168,7 @@ class Program:
         """(state, batch [accumulation, rows, length]) -> (state, metrics), not compiled."""
         e = self.experiment
         return step.make_step(
-            self.model, e.objective, self.optimizer, e.seed, ema_decay=e.ema_decay, scaling=e.loss_scale
+            self.model, e.objective, self.optimizer, e.seed, e.ema_decay, e.loss_scale, e.guard
         )
 
     @cached_property

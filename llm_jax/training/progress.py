@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from llm_jax import hosts
+
 QUIET_SECONDS = 5.0  # between lines where there is no terminal to redraw
 MEMORY = 0.9  # how much of the pace is kept when a dispatch is added: about the last ten count
 
 
 def say(text: str) -> None:
-    """A line about what is going on. It goes where progress goes; results go to standard output."""
-    print(text, file=sys.stderr, flush=True)
+    """A line about what is going on, from process 0. Results, in contrast, go to standard output."""
+    if hosts.leads():
+        print(text, file=sys.stderr, flush=True)
 
 
 class Pace:
@@ -61,7 +64,7 @@ class ProgressLine:
 
     def __init__(self, start: int, pace: Pace, console: Console | None = None) -> None:
         self._pace = pace
-        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._console = console or Console(file=sys.stderr, highlight=False, quiet=not hosts.leads())
         self._last = float("-inf")
         self._speed = ""
         self._bar = Progress(
@@ -95,7 +98,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self._bar.stop()

@@ -114,10 +114,10 @@ def route(
     def init(params: Any) -> Any:
         return chosen(params).init(params)
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        return chosen(params).update(updates, state, params)
+    def update(updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        return chosen(params).update(updates, state, params, **extra)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def parameter_name(path: tuple) -> str:

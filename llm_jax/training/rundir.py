@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,24 @@ class RunDirectory:
         run = cls(Path(path).expanduser())
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--workdir={path} is a file; name a directory")
-        known = (run.config, run.data, run.path / f".{run.data.name}.")
         if run.path.is_dir() and not run.config.exists():
-            for entry in run.path.iterdir():
-                if not any(str(entry).startswith(str(mine)) for mine in known):
+            for entry in sorted({*run.path.iterdir()} - {*storage.leftovers(run.path)}):
+                if entry != run.data:
                     raise UserError(
                         f"--workdir={path} is not a run directory (it holds {entry.name}); name a new "
                         "or empty one"
                     )
         storage.make_directory(run.path)
+        storage.remove_leftovers(run.path)
         return run
 
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
 
     @property
     def data(self) -> Path:
@@ -57,6 +62,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def bad_steps(self) -> Path:
+        return self.path / "bad_steps"
 
     @property
     def samples(self) -> Path:
@@ -91,10 +100,12 @@ class RunDirectory:
         """The hash of the checkpoint whose parameters the run began with; "" for none."""
         return json.loads(self.config.read_text()).get("init", "") if self.config.exists() else ""
 
-    def write_config(self, experiment: Experiment, data: str, init: str = "") -> None:
+    def write_config(
+        self, experiment: Experiment, mesh: Mapping[str, int], data: str, init: str = ""
+    ) -> None:
         """config.json and environment.json of a new run, or of one that goes on with other choices.
 
-        data, init: content hashes of the shards, and of the checkpoint of a warm start.
+        mesh: its shape; data, init: content hashes of the shards, and of the checkpoint of a warm start.
         """
         hashes = {"data": data} | ({"init": init} if init else {})
         content = {
@@ -103,7 +114,19 @@ class RunDirectory:
             "config": configs.to_dict(experiment),
         }
         storage.write_text(self.config, configs.dumps(content, indent=1) + "\n")
-        storage.write_text(self.path / "environment.json", configs.dumps(environment(), indent=1) + "\n")
+        storage.write_text(self.environment, configs.dumps(environment(mesh), indent=1) + "\n")
+
+    def moved(self, mesh: Mapping[str, int]) -> str:
+        """What a run that goes on gives up because it no longer runs where it did; "" for nothing."""
+        if not self.environment.exists():
+            return ""
+        before, now = json.loads(self.environment.read_text()), json.loads(json.dumps(environment(mesh)))
+        here, there = ({**e, **e["packages"], "device": e["devices"]["kind"]} for e in (now, before))
+        decisive = ("mesh", "processes", "device", "jax", "jaxlib")
+        changed = [name for name in decisive if there.get(name) != here[name]]
+        listed = ", ".join(f"{name} was {there.get(name)}, is {here[name]}" for name in changed)
+        cost = "the same batches, and float32 losses within 1e-5 at first, but no longer the same bits"
+        return f"{listed}: {cost}" if listed else ""
 
     def check_data(self, data: str) -> None:
         """Raises UserError when the run's tokens are not the ones that it began with."""
@@ -132,8 +155,8 @@ def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experimen
     return dataclasses.replace(new, model=model, mesh=mesh, init_from=new.init_from or old.init_from)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and devices; asks jax, so call it after the mesh is made."""
+def environment(mesh: Mapping[str, int]) -> dict[str, Any]:
+    """Versions, machine and devices; asks jax, so call it after the mesh is made. mesh: its shape."""
     device = jax.devices()[0]
     return {
         "command": sys.argv,
@@ -141,5 +164,6 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": {"kind": device.device_kind, "count": jax.device_count()},
+        "mesh": dict(mesh),
         "processes": jax.process_count(),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax import hosts
 from llm_jax.errors import UserError
 from llm_jax.inference.generate import fill_blanks, generate
 from llm_jax.inference.sampling import Sampling
@@ -34,7 +35,9 @@ class SampleFile:
 
     def add(self, step: int, text: str) -> None:
         """Puts ``text`` in the place of what stood there for this step, and leaves out what is later: an
-        earlier attempt that came further wrote it. The file is replaced as a whole."""
+        earlier attempt that came further wrote it. The file is replaced as a whole, by process 0."""
+        if not hosts.leads():
+            return
         text = HEADER.sub(lambda header: " " + header.group(), text)  # a model may write anything
         sections = {**{s: t for s, t in self.read().items() if s < step}, step: text}
         write_text(self._path, "".join(f"=== step {s} ===\n{t}" for s, t in sections.items()))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from llm_jax.training.guard import Guard, GuardConfig
 from llm_jax.training.loss_scale import LossScale
 
 
@@ -15,24 +16,33 @@ from llm_jax.training.loss_scale import LossScale
 class State:
     """step: int32 scalar, batches seen; params: nested dict of float32; opt_state: optax's.
 
-    ema: the running mean of the parameters, shaped as they are, or None; loss_scale: with float16, or
-    None. There is no generator state: every random draw is folded in from the seed and the step.
+    guard: what it remembers of the steps before; ema: the running mean of the parameters, shaped as they
+    are, or None; loss_scale: with float16, or None. There is no generator state: every random draw is
+    folded in from the seed and the step.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    guard: Guard
     ema: Any = None
     loss_scale: LossScale | None = None
 
     @classmethod
     def create(
-        cls, params: Any, opt_state: Any, ema: bool = False, loss_scale: LossScale | None = None
+        cls,
+        params: Any,
+        opt_state: Any,
+        guard: Guard | None = None,
+        ema: bool = False,
+        loss_scale: LossScale | None = None,
     ) -> State:
-        """At step 0. ema: keep a running mean, which begins at the parameters."""
+        """At step 0. guard: the default one if not given; ema: keep a running mean, which begins at the
+        parameters."""
         # A copy: a step that is given its state to use up cannot be given one buffer twice.
         mean = jax.tree.map(jnp.copy, params) if ema else None
-        return cls(jnp.zeros((), jnp.int32), params, opt_state, mean, loss_scale)
+        guard = guard or GuardConfig().create()
+        return cls(jnp.zeros((), jnp.int32), params, opt_state, guard, mean, loss_scale)
 
     @property
     def judged(self) -> Any:

@@ -13,7 +13,9 @@ from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training import norms
+from llm_jax.training.guard import GuardConfig
 from llm_jax.training.loss_scale import LossScaleConfig
+from llm_jax.training.moments import choose
 from llm_jax.training.optimizers import Optimizer
 from llm_jax.training.state import State
 
@@ -28,44 +30,51 @@ def make_step(
     seed: int,
     ema_decay: float = 0.0,
     scaling: LossScaleConfig = LossScaleConfig(),  # noqa: B008 (frozen)
+    guard: GuardConfig = GuardConfig(),  # noqa: B008
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """One update. The batch has leaves [accumulation, rows, length]; metrics are float32 scalars, and
     ``grad_squares`` the sums of squares of ``norms.squares``.
 
     Losses are sums over the whole batch divided by weights summed over the whole batch, so that the
-    number of micro-batches and of devices never changes the mean. A step whose loss or gradient is not
-    finite changes nothing but the step count and the loss scale. ema_decay and scaling are for a state
-    that has an ``ema`` or a ``loss_scale``; the running mean becomes decay * mean + (1 - decay) * params.
+    number of micro-batches and of devices never changes the mean. A step that ``guard`` finds bad changes
+    nothing but the step count, the count of bad steps and the loss scale. ema_decay and scaling are for a
+    state that has an ``ema`` or a ``loss_scale``; the running mean becomes
+    decay * mean + (1 - decay) * params.
     """
     gradients = make_gradients(model, objective, seed)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         weights = objective.weights(batch)
         means, grads = gradients(state, batch, weights)
-        updates, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = jax.tree.map(lambda mean, p: mean + (1.0 - ema_decay) * (p - mean), ema, params)
         grad_squares = norms.squares(grads)
         grad_norm = norms.total(grad_squares)
-        applied = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
-        new = state.replace(params=params, opt_state=opt_state, ema=ema)
-        # where, not a product with 0: 0 x NaN is NaN.
-        new = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+        verdict = guard.judge(state.guard, means["loss"], grad_norm, scale)
+        applied = verdict.applied
+        updates, opt_state = optimizer.transformation.update(
+            grads, state.opt_state, state.params, applied=applied
+        )
+        params = choose(applied, optax.apply_updates(state.params, updates), state.params)
+        ema = state.ema
+        if ema is not None:
+            mean = jax.tree.map(lambda mean, p: mean + (1.0 - ema_decay) * (p - mean), ema, params)
+            ema = choose(applied, mean, ema)
+        new = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, guard=verdict.guard, ema=ema
+        )
         metrics = means | {
             "grad_norm": grad_norm,
             "grad_squares": grad_squares,
-            "param_norm": optax.tree.norm(new.params),
+            "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": optimizer.learning_rate(state.opt_state),
             "target_tokens": weights["loss"],
-            "skipped": 1.0 - applied,
+            **verdict.metrics,
         }
         if state.loss_scale is not None:
-            metrics["loss_scale"] = state.loss_scale.scale
-            new = new.replace(loss_scale=scaling.after(state.loss_scale, applied))
-        return new.replace(step=state.step + 1), metrics
+            metrics["loss_scale"] = scale
+            new = new.replace(loss_scale=scaling.after(state.loss_scale, verdict.finite))
+        return new, metrics
 
     return step
 
@@ -79,7 +88,7 @@ def make_gradients(
     losses = make_losses(model, objective)
 
     def gradients(state: State, batch: Batch, weights: Metrics) -> tuple[Metrics, Any]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), state.step)
+        key = dropout_key(seed, state.step)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
         def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -99,6 +108,11 @@ def make_gradients(
         return means, jax.tree.map(lambda g: g / scale, grads)
 
     return gradients
+
+
+def dropout_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key of a step's draws; the number of a micro-batch is folded into it."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), step)
 
 
 def make_losses(model: Transformer, objective: PredictsTokens) -> Callable[..., Metrics]:

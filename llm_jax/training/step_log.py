@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 
-from llm_jax import hardware
+import llm_jax
+from llm_jax import hardware, hosts
 from llm_jax.data.batch import Batch
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.training import norms
+from llm_jax.training.bad_steps import BadSteps
 from llm_jax.training.metrics import VALIDATION, MetricsWriter
 from llm_jax.training.profiling import memory
 from llm_jax.training.program import Program
@@ -26,14 +28,18 @@ from llm_jax.training.step import Metrics
 class StepLog:
     """Metrics of dispatches, fetched one late so that the device never waits for the host.
 
-    They go to metrics/, to the sinks and to the progress line.
+    They go to metrics/, to the sinks and to the progress line, from process 0. ``time.at`` is when a record
+    was written, in seconds since 1970; a pause between two dispatches took ``time.seconds``.
     """
 
-    def __init__(self, program: Program, directory: RunDirectory, start: int) -> None:
+    def __init__(self, program: Program, directory: RunDirectory, start: int, bad_steps: BadSteps) -> None:
         e = program.experiment
-        self._sinks = open_sinks(e, directory, start)
-        self._writer = MetricsWriter(directory.metrics, start)
-        pauses = {"evaluation": e.evaluation.every, "samples": e.samples.every}
+        self._bad_steps = bad_steps
+        self._writer = MetricsWriter(directory.metrics) if hosts.leads() else None
+        self._sinks = open_sinks(e, directory, start) if hosts.leads() else []
+        self._write("start", start, {}, {"process": llm_jax.BEGAN}, shown=False)
+        sections = {"evaluation": e.evaluation, "samples": e.samples, "checkpoint": e.checkpoint}
+        pauses = {what: section.every for what, section in sections.items()}
         self._line = ProgressLine(start, Pace(e.steps, pauses))
         self._pending: tuple[int, Metrics, float] | None = None
         self._grad_norms: dict[str, float] = {}  # of the newest step written
@@ -75,18 +81,22 @@ class StepLog:
             step_values = {name: float(series[i]) for name, series in values.items()}
             last = i == count - 1
             timed = {**rates, "data_wait": waited, **memory()} if last else None
-            record = self._writer.write("train", first + i + 1, step_values, timed)
-        for sink in self._sinks:
-            sink.write(record)  # the last of the dispatch: one point is enough there
+            # Sinks get the last of the dispatch: one point is enough there.
+            self._write("train", first + i + 1, step_values, timed, shown=last)
+            squares_here = {name: part[i] for name, part in squares.items()}
+            if notice := self._bad_steps.see(first + i + 1, step_values, squares_here):
+                self._line.say(notice)
         self._line.update(first + count, float(np.mean(values["loss"])), rates, count)
 
     @contextmanager
-    def pause(self, what: str) -> Iterator[None]:
+    def pause(self, what: str, step: int) -> Iterator[None]:
         """Around work between dispatches: the dispatch before is written, the one after is not timed."""
         self.drain()
         began = time.monotonic()
         yield
-        self._line.paused(what, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._write("pause", step, {"of": what}, {"seconds": seconds}, shown=False)
+        self._line.paused(what, seconds)
         self._clock = None
 
     def evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
@@ -95,29 +105,44 @@ class StepLog:
         results[VALIDATION] |= {"grad_norms": self._grad_norms}
         shown = []
         for name, result in results.items():
-            record = self._writer.write("evaluation", step, {"set": name, **result})
-            for sink in self._sinks:
-                sink.write(record)
+            self._write("evaluation", step, {"set": name, **result})
             shown.append(f"{name} loss {result['loss']:.4f}, accuracy {result['accuracy']:.3f}")
         self._line.say(f"step {step:,}: {'; '.join(shown)}")
 
     def sync(self) -> None:
         """All metrics so far to the disk, for a checkpoint to rely on."""
-        self.drain()
-        self._writer.sync()
+        if self._writer:
+            self._writer.sync()
 
     def end(self, step: int, early: str = "") -> None:
         """The run is complete. early: why before its last step."""
-        self._writer.write("end", step, {"early": early} if early else {})
+        self._write("end", step, {"early": early} if early else {}, {}, shown=False)
         if early:
             self._line.say(f"step {step:,}: ends early, {early}")
 
     def close(self) -> None:
         self.drain()
         self._line.close()
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         for sink in self._sinks:
             sink.close()
+
+    def _write(
+        self,
+        kind: str,
+        step: int,
+        values: Mapping[str, Any],
+        timed: Mapping[str, float] | None = None,
+        shown: bool = True,
+    ) -> None:
+        """shown: to the sinks, too. timed: None where the moment does not matter."""
+        if self._writer is None:
+            return
+        timed = None if timed is None else {"at": time.time(), **timed}
+        record = self._writer.write(kind, step, values, timed)
+        for sink in self._sinks if shown else ():
+            sink.write(record)
 
     def _rates(self) -> dict[str, float]:
         """Speed of the dispatch just finished: nothing for the first, which compiled, and for one that

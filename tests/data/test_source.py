@@ -1,9 +1,11 @@
 """Reading shards back, and every kind of damage to them."""
 
+import os
+
 import numpy as np
 import pytest
 
-from llm_jax.data.source import TokenSource
+from llm_jax.data.source import TokenSource, damage
 from llm_jax.errors import UserError
 from llm_jax.text import shards, tokenizers
 
@@ -22,11 +24,11 @@ def write(directory, vocab_size=1000):
     tokenizer = tokenizers.CharTokenizer("ab")
     tokenizers.save(tokenizer, directory / "tokenizer.json")
     for split, lengths in LENGTHS.items():
-        writer = shards.SplitWriter(directory, split, vocab_size)
         documents = [rng.integers(0, vocab_size, length) for length in lengths]
-        for document in documents:
-            writer.add(document, len(document))
-        splits[split], streams[split] = writer.finish(), np.concatenate(documents)
+        with shards.SplitWriter(directory, split, vocab_size) as writer:
+            for document in documents:
+                writer.add(document, len(document))
+            splits[split], streams[split] = writer.finish(), np.concatenate(documents)
     content = {"tokenizer": tokenizers.fingerprint(tokenizer), "vocab_size": vocab_size, "splits": splits}
     shards.write_header(directory, content)
     return streams
@@ -72,8 +74,7 @@ def test_every_flipped_byte_is_noticed(tmp_path):
     tried = 0
     for path in sorted(tmp_path.iterdir()):
         good = path.read_bytes()
-        sealed = path.name.endswith(".json")
-        for byte in range(0, len(good) - sealed, 11 if sealed else 1):  # the line end holds nothing
+        for byte in range(0, len(good), 11 if path.name.endswith(".json") else 1):
             flip(path, byte, byte % 8)
             with pytest.raises(UserError, match=path.name):
                 read_everything(tmp_path)
@@ -124,6 +125,54 @@ def test_missing_file_is_named(tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
         read_everything(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["header.json", "tokenizer.json", "train.ends", "train.crc"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    write(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(Is a directory\)"):
+        read_everything(tmp_path)
+
+
+def test_a_failing_disk_is_named(tmp_path, monkeypatch):
+    """When a token file is opened, and when it is read."""
+    write(tmp_path)
+
+    def fails(*args):
+        raise OSError(5, "Input/output error")
+
+    source = TokenSource(tmp_path, "train")
+    for call, use in (("pread", source.check_all), ("open", lambda: TokenSource(tmp_path, "train"))):
+        with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
+            patch.setattr(os, call, fails)
+            use()
+        assert "train.00000.tokens cannot be read (Input/output error); delete" in str(raised.value)
+
+
+def test_damage_is_listed_file_by_file(tmp_path):
+    write(tmp_path)
+    assert damage(tmp_path) == []
+    flip(tmp_path / "train.00002.tokens", 3)
+    flip(tmp_path / "validation.ends", 3)
+    (tmp_path / "tokenizer.json").unlink()
+    found = damage(tmp_path)
+    for name in ("train.00002.tokens", "validation.ends", "tokenizer.json"):
+        assert sum(str(tmp_path / name) in line for line in found) == 1
+    assert len(found) == 3
+
+
+def test_every_damaged_token_file_of_a_split_is_listed(tmp_path):
+    write(tmp_path)
+    paths = [tmp_path / f"train.0000{i}.tokens" for i in range(3)]
+    flip(paths[0], 3)
+    paths[1].unlink()
+    flip(paths[2], 3)
+    found = damage(tmp_path)
+    assert len(found) == 3 and all(str(path) in line for path, line in zip(paths, found, strict=True))
+    flip(tmp_path / "train.crc", 0)  # by which the others are judged
+    assert [line.partition(" ")[0] for line in damage(tmp_path)] == [str(tmp_path / "train.crc")]
 
 
 def test_file_cut_short_while_it_is_read_is_named(tmp_path):

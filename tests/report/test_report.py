@@ -23,7 +23,8 @@ def make_run(tmp_path):
         content = {"fingerprint": "f" * 16, "data": "d" * 64, "config": config}
         (path / "config.json").write_text(json.dumps(content))
         (path / "samples.txt").write_text("<b>sample</b>")
-        writer = MetricsWriter(path / "metrics", 0)
+        writer = MetricsWriter(path / "metrics")
+        writer.write("start", 0)
         for step in range(1, steps + 1):
             timed = {"data_wait": 0.25, "process_bytes_peak": 2**30}
             timed |= {"seconds": 1.0, "tokens_per_second": 100.0} if step % 10 else {}

@@ -191,7 +191,8 @@ def test_killed_in_the_middle_leaves_what_the_next_call_clears(folder, monkeypat
 def test_directory_with_other_files_is_refused(folder):
     make(folder)
     (folder / "data" / "header.json").unlink()
-    with pytest.raises(UserError, match=f"{folder / 'data'} holds something else"):
+    message = f"header.json is missing: {folder / 'data'} holds something else"
+    with pytest.raises(UserError, match=message):
         make(folder)
 
 
@@ -208,6 +209,49 @@ def test_unwritable_place_is_named(folder):
     below = folder / "text" / "000.txt" / "data"
     with pytest.raises(UserError, match=r"cannot write to .*000\.txt"):
         prepare.prepare(config, ByteConfig(), below, lambda line: None)
+
+
+def test_a_full_disk_leaves_nothing_and_says_what_could_not_be_written(folder, full_disk):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*\.tokens: .*; free some space"),
+        full_disk(after=500),
+    ):
+        make(folder)
+    assert listing(folder) == ["text"]
+    make(folder)
+    assert listing(folder) == ["data", "text"]
+
+
+@pytest.mark.parametrize("where", ["beside", "inside"])
+def test_a_read_only_place_is_named(folder, monkeypatch, where):
+    """The directory above refuses; or it turns read-only while the set is written."""
+    if where == "beside":
+        monkeypatch.setattr(storage.os, "access", lambda path, mode: path != folder)
+    else:
+        monkeypatch.setattr(storage.Path, "replace", refuses)
+    with pytest.raises(UserError, match=f"cannot write .*{folder}") as raised:
+        make(folder)
+    assert "read-only" in str(raised.value).lower()
+    assert listing(folder) == ["text"]
+
+
+def refuses(*args):
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_set_that_appears_meanwhile_is_not_overwritten(folder, monkeypatch):
+    """Two that prepare the same set: the later one gives way, and says so."""
+    write = prepare._write
+
+    def another_is_faster(*args):
+        write(*args)
+        (folder / "data").mkdir()
+        (folder / "data" / "theirs").touch()
+
+    monkeypatch.setattr(prepare, "_write", another_is_faster)
+    with pytest.raises(UserError, match=rf"cannot write {folder / 'data'}: Directory not empty; use another"):
+        make(folder)
+    assert listing(folder) == ["data", "text"] and listing(folder / "data") == ["theirs"]
 
 
 def test_no_damage_goes_unnoticed_in_a_set_that_is_there(folder):
@@ -295,6 +339,25 @@ def test_sets_named_later_are_added_and_change_nothing_else(two):
     (two / "data").rename(two / "added")
     mix(two, sets=("news", "more"))
     assert {path.name: path.read_bytes() for path in (two / "data").iterdir()} == whole
+
+
+def test_a_set_that_could_not_be_added_changes_nothing(two, full_disk, monkeypatch):
+    """A full disk clears up behind itself; what a kill leaves is cleared by the next call."""
+    mix(two, sets=())
+    before = {path.name: path.read_bytes() for path in (two / "data").iterdir()}
+    with (
+        pytest.raises(UserError, match=r"cannot write .*test\.news\..*; free some space"),
+        full_disk(after=1),
+    ):
+        mix(two, sets=("news",))
+    assert {path.name: path.read_bytes() for path in (two / "data").iterdir()} == before
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(storage.Path, "unlink", lambda *args: None)
+        patch.setattr(storage.Path, "replace", lambda *args: exit())
+        mix(two, sets=("news",))
+    assert len(storage.leftovers(two / "data")) > 0
+    mix(two, sets=("news",))
+    assert storage.leftovers(two / "data") == [] and read(two, "test.news")[1] == JUDGED
 
 
 def test_set_of_the_same_name_with_other_text_is_refused(two):

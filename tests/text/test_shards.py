@@ -4,6 +4,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.text import shards
 
@@ -17,10 +18,10 @@ def small_files(monkeypatch):
 def write(directory, documents, vocab_size=1000, split="train"):
     """A split's entry of the header."""
     directory.mkdir(exist_ok=True)
-    writer = shards.SplitWriter(directory, split, vocab_size)
-    for document in documents:
-        writer.add(np.array(document, np.int32), 2 * len(document))
-    return writer.finish()
+    with shards.SplitWriter(directory, split, vocab_size) as writer:
+        for document in documents:
+            writer.add(np.array(document, np.int32), 2 * len(document))
+        return writer.finish()
 
 
 def make_documents(lengths, vocab_size=1000):
@@ -57,6 +58,26 @@ def test_files_hold_the_documents_in_order(tmp_path, lengths, vocab_size, itemsi
     assert {key: entry[key] for key in counts} == counts
 
 
+@pytest.mark.parametrize("lengths", [[3], [15], [50]])  # nothing, one block, two files on the disk
+def test_an_exception_leaves_no_half_written_file(tmp_path, lengths):
+    with pytest.raises(RuntimeError), shards.SplitWriter(tmp_path, "train", 1000) as writer:
+        for document in make_documents(lengths):
+            writer.add(np.array(document, np.int32), 0)
+        raise RuntimeError
+    whole = [tmp_path / f"train.{i:05d}.tokens" for i in range(sum(lengths) // 20)]
+    assert sorted(tmp_path.iterdir()) == whole
+    assert all(path.stat().st_size == 40 for path in whole)
+
+
+@pytest.mark.parametrize("tokens", [15, 20_000])  # noticed when the file is closed, and at once
+def test_a_full_disk_is_named(tmp_path, monkeypatch, full_disk, tokens):
+    monkeypatch.setattr(shards, "FILE_TOKENS", 1 << 20)
+    message = f"cannot write {tmp_path}/train.00000.tokens: File too large; free some space or use another"
+    with pytest.raises(UserError, match=message), full_disk(after=20):
+        write(tmp_path, make_documents([tokens]))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_header_round_trip(tmp_path):
     content = header(train=write(tmp_path, make_documents([30, 5])))
     with pytest.raises(UserError, match=r"header\.json is missing"):
@@ -69,6 +90,12 @@ def test_other_format_is_refused(tmp_path, monkeypatch):
     shards.write_header(tmp_path, header())
     monkeypatch.setattr(shards, "FORMAT", shards.FORMAT + 1)
     with pytest.raises(UserError, match=f"{tmp_path} has shard format"):
+        shards.read_header(tmp_path)
+
+
+def test_another_sealed_file_is_no_header(tmp_path):
+    storage.write_sealed(tmp_path / "header.json", {"kind": "byte"})
+    with pytest.raises(UserError, match="has shard format None"):
         shards.read_header(tmp_path)
 
 

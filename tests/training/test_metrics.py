@@ -10,7 +10,8 @@ from llm_jax.training.metrics import MetricsWriter
 
 
 def attempt(directory, start, steps, loss=lambda step: step / 3):
-    writer = MetricsWriter(directory, start)
+    writer = MetricsWriter(directory)
+    writer.write("start", start)
     for step in range(start + 1, steps + 1):
         writer.write("train", step, {"loss": loss(step)}, {"seconds": 0.1 * step})
     return writer

@@ -1,11 +1,14 @@
-"""SIGTERM and Ctrl-C: noted while work is worth saving, obeyed at once elsewhere."""
+"""Signals are noted while work is worth saving, obeyed at once elsewhere; time limits and notices."""
 
 import os
 import signal
+import time
 
 import pytest
 
-from llm_jax.training.signals import Stop, Stopped, stopping
+import llm_jax
+from llm_jax.training import signals
+from llm_jax.training.signals import Stop, Stopped, stopping, watch_machine
 
 BOTH = [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
 
@@ -15,12 +18,12 @@ def test_deferred_until_the_loop_obeys(number, code, capfd, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--workdir=a b"])
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as leaving, stopping() as stop:
-        assert not stop.requested
+        assert not stop.reason
         with stop.deferred():
             os.kill(os.getpid(), number)
-            assert stop.requested  # and nothing was raised
+            assert stop.reason  # and nothing was raised
             assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-        raise Stopped(" at step 7 of 9")
+        raise Stopped(f"{stop.reason} at step 7 of 9")
     assert leaving.value.code == code and signal.getsignal(number) == before
     name = signal.Signals(number).name
     note, last = capfd.readouterr().err.splitlines()
@@ -48,4 +51,27 @@ def test_handlers_are_removed():
 
 
 def test_no_error_handler_takes_it_for_an_error():
-    assert not issubclass(Stopped, Exception) and not Stop().requested
+    assert not issubclass(Stopped, Exception) and not Stop().reason
+
+
+def test_a_time_limit_counts_from_the_start_of_the_process(monkeypatch):
+    monkeypatch.setattr(llm_jax, "BEGAN", time.time() - 100)
+    assert not Stop().reason and not Stop(max_seconds=200).reason
+    assert Stop(max_seconds=90).reason == "--max-seconds=90"
+    with pytest.raises(SystemExit) as leaving, stopping(90) as stop:
+        raise Stopped(stop.reason)
+    assert leaving.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ({"maintenance-event": ["NONE", "NONE", "TERMINATE_ON_HOST_MAINTENANCE"]}, "TERMINATE_ON_HOST"),
+        ({"preempted": ["FALSE", "TRUE"]}, "the machine's preemption"),
+    ],
+)
+def test_a_notice_of_the_machine(answers, reason, monkeypatch):
+    monkeypatch.setattr(signals, "NOTICE_SECONDS", 0.0)
+    stop = Stop()
+    watch_machine(stop, ask=lambda name: answers[name].pop(0) if answers.get(name) else "")
+    assert reason in stop.reason and not any(answers.values())

@@ -68,6 +68,7 @@ def test_all_of_it_goes_on_bit_for_bit(muon, tmp_path, monkeypatch):
     assert plain.loss_scale is None
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(plain.params), one.params)
     again = Checkpointer(tmp_path / "single", keep=1)
-    again.save(20, plain)
+    again.save(20, plain.replace(guard=None))  # as older versions saved it
     again.wait()
-    assert half.read(again, 20).loss_scale.scale == 2.0**24 != one.loss_scale.scale
+    read = half.read(again, 20)
+    assert read.loss_scale.scale == 2.0**24 != one.loss_scale.scale and read.guard.in_row == 0
