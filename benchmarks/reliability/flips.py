@@ -34,8 +34,8 @@ from llm_jax.training.checkpoint import MANIFEST
 
 STEPS, MORE = 8, 40  # of the run, and where it is told to go on to
 CHECKPOINT = ("generate", "evaluate", "resume", "begin from")
-GOOD = {"named", "harmless", "counts as absent"}  # of damage that may leave nothing to name
 BOTH = ("generate", "evaluate", "resume", "verify")
+GOOD = {"named", "harmless", "counts as absent"}  # of damage that may leave nothing to name
 
 
 def kind_of(path: Path) -> str:

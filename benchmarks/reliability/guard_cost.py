@@ -5,7 +5,7 @@
 Without it: its judgement is replaced by "always applied", and XLA removes what followed from it. Of both:
 collectives by kind and transfers to the host, counted in the compiled program; bytes accessed and FLOPs, as
 XLA's cost analysis has them (layers unrolled, so that loops are counted whole); the wall time of steps made
-by turns, its ratio by pairs with the 10th and 90th percentile. Few tokens a step, so that the parameters
+by turns, its ratio by pairs with the 10th and 90th percentile. 2,048 tokens a step, so that the parameters
 matter more than in any real training. Writes benchmarks/results/reliability_guard_cost.json.
 """
 
@@ -36,11 +36,11 @@ from llm_jax.training.state import State
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 GUARDS = {"finite": GuardConfig(), "6 sigma": GuardConfig(sigma=6.0)}
 MODEL = ModelConfig(
-    num_layers=4,
+    num_layers=2,
     model_dim=256,
     num_heads=4,
-    vocab_size=8192,
-    max_length=64,
+    vocab_size=4096,
+    max_length=256,
     dtype="float32",
     scan_layers=False,
 )

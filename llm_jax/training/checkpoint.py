@@ -9,6 +9,7 @@ file knows orbax.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -65,6 +66,8 @@ class Checkpointer:
     @cached_property
     def _orbax(self) -> ocp.StandardCheckpointer:
         """Made when it is first used: it asks jax for its devices, which mesh.start chooses before."""
+        for name in ("absl", "asyncio"):  # of a full disk they print 200 lines; one of ours says all
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         return ocp.StandardCheckpointer()
 
     def clean(self, say: Callable[[str], None] = lambda _: None) -> None:

@@ -82,7 +82,9 @@ class Program:
         newest = checkpointer.newest()
         if experiment is None or newest is None:
             raise UserError(f"--workdir={workdir} holds no run with a checkpoint; train one first")
-        program = cls.build(experiment, run.data_of(experiment))
+        directory = run.data_of(experiment)
+        run.check_data(shards.content_id(shards.read_header(directory)))
+        program = cls.build(experiment, directory)
         return program, program.read(checkpointer, newest)
 
     @cached_property

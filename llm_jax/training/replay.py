@@ -48,7 +48,7 @@ def replay(workdir: str | Path, step: int | None, say: Callable[[str], None]) ->
     usual = usual_norms(seen + _evaluated(run, step))
     where, verdict = judge(inside, loss, grad_norm, limit, usual, bad is not None)
     same = recorded and bool(np.array_equal(recorded, (loss, grad_norm), equal_nan=True))
-    rows, changed = _rows(program, batch, inside, step), _changed(run)
+    rows, changed = _rows(program, batch, inside, step), _changed(run, program.layout.mesh.shape)
     numbers = loss, grad_norm, limit, recorded, same
     return Finding(step, begin, where, verdict, *numbers, inside, usual, rows, changed)
 
@@ -168,11 +168,11 @@ def _rows(program: Program, batch: Batch, inside: Insides, step: int) -> list[Ro
     return sorted(rows, key=lambda row: (row.token is None, -row.loss if row.token is None else row.draw))
 
 
-def _changed(run: RunDirectory) -> dict[str, str]:
+def _changed(run: RunDirectory, mesh: Mapping[str, int]) -> dict[str, str]:
     """{what: "old -> new"} of the machine and its packages since the run last began."""
-    path = run.path / "environment.json"
-    then, now = json.loads(path.read_text()) if path.exists() else {}, environment()
-    pairs = {key: (then.get(key), now[key]) for key in ("python", "platform", "devices", "processes")}
+    then, now = json.loads(run.environment.read_text()), json.loads(json.dumps(environment(mesh)))
+    names = ("python", "platform", "devices", "mesh", "processes")
+    pairs = {name: (then.get(name), now[name]) for name in names}
     packages = then.get("packages", {})
     pairs |= {name: (packages.get(name), version) for name, version in now["packages"].items()}
     return {name: f"{old} -> {new}" for name, (old, new) in pairs.items() if old != new}

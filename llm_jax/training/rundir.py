@@ -85,12 +85,17 @@ class RunDirectory:
 
     def stored(self) -> Experiment | None:
         """The experiment of an earlier start, or None. Raises UserError when it cannot be read."""
-        if not self.config.exists():
-            return None
+        return resolve(self._content()["config"], find_text=False) if self.config.exists() else None
+
+    def _content(self) -> dict[str, Any]:
+        """What config.json holds. Raises UserError unless it is what was written."""
         try:
-            return resolve(json.loads(self.config.read_text())["config"], find_text=False)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{self.config} is corrupt ({error}); restore it from a copy") from None
+            content = json.loads(self.config.read_text())
+            if content.pop("sha256") == _seal(content):
+                return content
+        except (ValueError, KeyError, AttributeError):
+            pass
+        raise UserError(f"{self.config} is corrupt: its hash is not its own; restore it from a copy")
 
     def data_of(self, experiment: Experiment) -> Path:
         """The shard set that the run reads."""
@@ -98,7 +103,7 @@ class RunDirectory:
 
     def begun_from(self) -> str:
         """The hash of the checkpoint whose parameters the run began with; "" for none."""
-        return json.loads(self.config.read_text()).get("init", "") if self.config.exists() else ""
+        return self._content().get("init", "") if self.config.exists() else ""
 
     def write_config(
         self, experiment: Experiment, mesh: Mapping[str, int], data: str, init: str = ""
@@ -113,6 +118,7 @@ class RunDirectory:
             **hashes,
             "config": configs.to_dict(experiment),
         }
+        content |= {"sha256": _seal(content)}
         storage.write_text(self.config, configs.dumps(content, indent=1) + "\n")
         storage.write_text(self.environment, configs.dumps(environment(mesh), indent=1) + "\n")
 
@@ -130,8 +136,12 @@ class RunDirectory:
 
     def check_data(self, data: str) -> None:
         """Raises UserError when the run's tokens are not the ones that it began with."""
-        if self.config.exists() and json.loads(self.config.read_text())["data"] != data:
+        if self.config.exists() and self._content()["data"] != data:
             raise UserError(f"the tokens of {self.path} have changed since it began; restore them")
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return storage.text_hash(configs.dumps(content))
 
 
 def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experiment:

@@ -182,7 +182,8 @@ def test_own_text_resume_and_refusal(train, text, tmp_path):
     stored = (run / "config.json").read_text()
     (run / "config.json").write_text(stored.replace('"num_layers": 1', '"num_layers": 2'))
     code, _, err = train(*on(text, run, "--config.steps=60", "--config.model.num_layers=2"))
-    assert code == 2 and "is of another model: there" in err.splitlines()[-1]
+    assert code == 2 and f"{run}/config.json is corrupt" in err.splitlines()[-1]
+    (run / "config.json").write_text(stored)
 
 
 @pytest.mark.slow
