@@ -61,6 +61,9 @@ def finish(resolved: experiment.Experiment, workdir: str, result: dict) -> None:
     """Says how it came out, and writes the report."""
     sections = SampleFile(RunDirectory(Path(workdir)).samples).read()
     print(sections[max(sections)])
+    if result["loss"] is None:
+        print(f"validation loss not finite: the run diverged\nreport: {html.write(workdir)}")
+        return
     expected = ""
     if resolved.expected_loss:
         low, high = resolved.expected_loss

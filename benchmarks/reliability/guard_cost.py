@@ -6,7 +6,8 @@ Without it: its judgement is replaced by "always applied", and XLA removes what 
 collectives by kind and transfers to the host, counted in the compiled program; bytes accessed and FLOPs, as
 XLA's cost analysis has them (layers unrolled, so that loops are counted whole); the wall time of steps made
 by turns, its ratio by pairs with the 10th and 90th percentile. 2,048 tokens a step, so that the parameters
-matter more than in any real training. Writes benchmarks/results/reliability_guard_cost.json.
+matter more than in any real training. Exits 1 if anything is added but 0.5% of bytes and of FLOPs. Writes
+benchmarks/results/reliability_guard_cost.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -45,6 +47,7 @@ MODEL = ModelConfig(
     scan_layers=False,
 )
 ROWS = 8
+MOST = 0.005  # of bytes and FLOPs
 COLLECTIVES = re.compile(
     r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
 )
@@ -125,10 +128,17 @@ def measure(mesh: tuple[int, int, int], name: str, pairs: int) -> dict:
         "collectives_without": without["collectives"],
         "host_transfers": with_["host_transfers"],
         **{f"{key}_without": without[key] for key in ("bytes", "flops")},
-        **{f"{key}_more": f"{with_[key] / without[key] - 1:.4%}" for key in ("bytes", "flops")},
+        **{f"{key}_more": round(with_[key] / without[key] - 1, 7) for key in ("bytes", "flops")},
     }
     print(row, flush=True)
     return row | {"wall": wall([list(guarded), list(bare)], pairs)}
+
+
+def cheap(row: dict) -> bool:
+    more = max(row["bytes_more"], row["flops_more"])
+    return (
+        row["collectives_with"] == row["collectives_without"] and not row["host_transfers"] and more <= MOST
+    )
 
 
 def main() -> None:
@@ -147,9 +157,11 @@ def main() -> None:
         "model": dataclasses.asdict(MODEL),
         "parameters": parameters,
         "tokens_a_step": ROWS * MODEL.max_length,
+        "passed": all(map(cheap, rows)),
         "table": rows,
     }
     record.write("reliability_guard_cost", content)
+    sys.exit(0 if content["passed"] else 1)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,11 @@ from llm_jax.scaling.table import Row, Table
 from llm_jax.training import metrics
 from llm_jax.training.early_stopping import out_of_patience
 from llm_jax.training.experiment import Experiment
-from llm_jax.training.signals import CODES, Stop
+from llm_jax.training.signals import CODES, NOTICE, Stop
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for the last process of a sweep that was killed to be gone
+RELAY_SECONDS = 1.0  # for training processes that a scheduler signals, too, to say so
 LOG_TAIL = 4096  # bytes, enough for the last line
 
 
@@ -50,7 +51,7 @@ def run(
     When ``stop`` has a reason, the training processes are told to save and end, and no other is started.
     """
     waiting, workers, table = list(points), dict[int, Worker](), Table(sweep)
-    rows, patience = table.write(), time.monotonic() + GRACE_SECONDS
+    rows, patience, stopping = table.write(), time.monotonic() + GRACE_SECONDS, False
     try:
         while True:
             for slot in sorted({*range(count)} - {*workers}):
@@ -62,8 +63,11 @@ def run(
             elif not waiting or stop.reason or time.monotonic() > patience:
                 return rows
             time.sleep(POLL_SECONDS)
+            if stop.reason and not stopping:
+                time.sleep(RELAY_SECONDS)
+                stopping = True
             for slot, worker in list(workers.items()):
-                if stop.reason:
+                if stopping:
                     worker.tell(stop.signal or signal.SIGTERM)
                 if worker.process.poll() is not None:
                     del workers[slot]
@@ -117,6 +121,7 @@ class Worker:
         self.point, self.directory, self._lock, self._told = point, directory, lock, False
         flags = [f"--config={directory.config}", f"--workdir={directory.run.path}"]
         with directory.log.open("ab") as log:
+            self._log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, str(program), *flags],
                 stdin=subprocess.DEVNULL,
@@ -130,10 +135,14 @@ class Worker:
                 os.sched_setaffinity(self.process.pid, cores)  # long before it counts them: it is starting
 
     def tell(self, number: signal.Signals) -> None:
-        """Sends a signal, the first time."""
-        if not self._told:
+        """Sends a signal, once, and not where a scheduler sent it to every process by itself: a second one
+        would end the training before it has saved."""
+        with self.directory.log.open("rb") as log:
+            log.seek(self._log_start)
+            knows = self._told or NOTICE.encode() in log.read()
+        if not knows:
             self.process.send_signal(number)
-            self._told = True
+        self._told = True
 
     def settle(self, stopping: bool) -> None:
         """Notes how the process ended, then frees the point. stopping: it was told to."""

@@ -3,7 +3,7 @@
 ``update`` of these transformations takes ``applied``, a bool scalar, beside optax's arguments. Where it is
 False the new state is the old one, bit for bit, and the updates mean nothing. The choice is made where the
 new moments are, and the updates follow from what was chosen. Made afterwards, on the finished state, it would
-have XLA compute the moments twice and keep a copy of the old ones: with AdamW 10% more bytes
+have XLA compute the moments twice and keep a copy of the old ones: more bytes than a guard may cost
 (``benchmarks/reliability/guard_cost.py`` counts them).
 """
 

@@ -18,7 +18,8 @@ from llm_jax.training.progress import say
 
 CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # 0: a scheduler that takes a machine back sees no failure
 SHOW_CURSOR = b"\x1b[?25h"
-NOTICE_SECONDS = 10.0  # between two looks at the metadata server, which gives notice a minute or more ahead
+NOTICE = "saving after this dispatch"
+LOOK_SECONDS = 10.0  # between two looks at the metadata server, which gives notice a minute or more ahead
 
 
 class Stopped(BaseException):
@@ -61,7 +62,7 @@ class Stop:
         self.signal = signal.Signals(number)
         if not self._deferring:
             raise Stopped(self.signal.name)
-        notice = f"{self.signal.name}: saving after this dispatch; a second signal ends at once\n".encode()
+        notice = f"{self.signal.name}: {NOTICE}; a second signal ends at once\n".encode()
         os.write(2, SHOW_CURSOR * os.isatty(2) + b"\n" * os.isatty(2) + notice)  # print may be under way
 
 
@@ -74,7 +75,7 @@ def watch_machine(stop: Stop, ask: Callable[[str], str] = find.metadata) -> None
         elif event not in ("", "NONE"):
             stop.notice = f"the machine's maintenance ({event})"
         else:
-            time.sleep(NOTICE_SECONDS)
+            time.sleep(LOOK_SECONDS)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from llm_jax.training import experiment
 from llm_jax.training.signals import Stop
 
 PROGRAM = """
-import json, os, signal, sys, time
+import hashlib, json, os, signal, sys, time
 from pathlib import Path
 
 flags = dict(argument.split("=", 1) for argument in sys.argv[1:])
@@ -27,7 +27,8 @@ config = json.loads(Path(flags["--config"]).read_text())["config"]
 run, how = Path(flags["--workdir"]), config["samples"]["prompt"]
 (run / "metrics").mkdir(parents=True, exist_ok=True)
 attempt = 1 + len(list((run / "metrics").iterdir()))
-(run / "config.json").write_text(json.dumps({"config": config}))
+own_hash = hashlib.sha256(json.dumps({"config": config}, sort_keys=True).encode()).hexdigest()
+(run / "config.json").write_text(json.dumps({"config": config, "sha256": own_hash}))
 devices = {"kind": "cpu", "count": len(os.sched_getaffinity(0))}
 (run / "environment.json").write_text(json.dumps({"devices": devices}))
 file = (run / "metrics" / f"{attempt:04d}.jsonl").open("w")
@@ -63,6 +64,11 @@ if (how, attempt) in (("waits", 1), ("fails, then waits", 2)):
     signal.signal(signal.SIGTERM, leave)
     (run / "ready").touch()
     time.sleep(60)
+if how == "saves":  # a scheduler told it
+    signal.signal(signal.SIGTERM, leave)
+    print("SIGTERM: saving after this dispatch", flush=True)
+    (run / "ready").touch()
+    time.sleep(2)
 if how == "meets":
     while len(list(run.parent.glob("*/metrics"))) < 2:
         time.sleep(0.01)
@@ -203,19 +209,31 @@ def test_a_signal_goes_to_the_workers_and_no_other_is_started(sweep_of, run):
     assert [row["status"] for row in run(sweep)] == ["failed", "finished", "finished"]
     sweep.directory(sweep.points[2]).outcome.unlink()
     stop = Stop()
-
-    def request():
-        while not (path / "ready").exists():
-            time.sleep(0.01)
-        stop.signal = signal.SIGTERM
-
-    thread = threading.Thread(target=request)
+    thread = threading.Thread(target=request, args=(stop, path))
     thread.start()
     rows = run(sweep, stop=stop)
     thread.join()
     assert [row["status"] for row in rows] == ["unfinished", "finished", "unfinished"]
     assert (path / "told").read_text() == "SIGTERM" and attempts(sweep, 2) == 1
     assert [row["status"] for row in run(sweep)] == ["finished"] * 3
+
+
+def test_a_worker_that_a_scheduler_told_is_not_told_again(sweep_of, run):
+    """A second signal would end it before it has saved."""
+    sweep = sweep_of("saves")
+    path, stop = sweep.directory(sweep.points[0]).run.path, Stop()
+    thread = threading.Thread(target=request, args=(stop, path))
+    thread.start()
+    rows = run(sweep, stop=stop)
+    thread.join()
+    assert not (path / "told").exists() and [row["status"] for row in rows] == ["finished"]
+
+
+def request(stop, path):
+    """SIGTERM comes once a point is under way."""
+    while not (path / "ready").exists():
+        time.sleep(0.01)
+    stop.signal = signal.SIGTERM
 
 
 def test_workers_run_side_by_side_and_share_the_cores(sweep_of, run):

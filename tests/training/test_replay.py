@@ -119,7 +119,7 @@ def test_a_bad_row_is_found(run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_spike_is_found_with_its_bits(run, monkeypatch):
+def test_a_spike_is_found_with_its_bits(run):
     """In the middle of a dispatch: the step before it is made by a dispatch that is cut short."""
     said = []
     found = replay.replay(run, None, said.append)
@@ -129,6 +129,9 @@ def test_a_spike_is_found_with_its_bits(run, monkeypatch):
     assert leaf.startswith("blocks/") and found.where.startswith("blocks/") and "spike" in found.verdict
     assert (found.loss, found.grad_norm) == (bad.loss, bad.grad_norm) and found.same
     assert found.limit == pytest.approx(bad.limit, rel=1e-6)
+    record = next(r for r in metrics.read(run / "metrics") if r["kind"] == "train" and r["step"] == SPIKE)
+    mean = found.insides.losses_bl.sum() / record["target_tokens"]  # with the run's own dropout
+    assert mean == pytest.approx(found.loss, rel=1e-5)
     for place, norm in bad.grad_norms.items():
         assert found.insides.grad_norms[place] == pytest.approx(norm, rel=1e-4)
     assert said == ["replaying steps 9 to 10"]

@@ -71,7 +71,7 @@ def test_a_time_limit_counts_from_the_start_of_the_process(monkeypatch):
     ],
 )
 def test_a_notice_of_the_machine(answers, reason, monkeypatch):
-    monkeypatch.setattr(signals, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "LOOK_SECONDS", 0.0)
     stop = Stop()
     watch_machine(stop, ask=lambda name: answers[name].pop(0) if answers.get(name) else "")
     assert reason in stop.reason and not any(answers.values())
