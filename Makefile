@@ -10,6 +10,8 @@ LOCK := requirements/py$(LINE).txt
 VENV := .venv/$(LINE)
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python
+# A process a core, at most four: each holds eight simulated devices and some 2 GB.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: help quickstart test test-fast lint lock install clean
 
@@ -23,10 +25,10 @@ quickstart: install
 	$(RUN) scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 test-fast: install
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(PARALLEL) -m "not slow"
 
 lint: install
 	$(RUN) -m ruff check

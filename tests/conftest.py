@@ -11,7 +11,10 @@ import jax
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="llm_jax_tests_"))
+# The workers of one run share what they compile; the first process makes the directory and passes it on.
+if "LLM_JAX_TESTS_CACHE" not in os.environ:
+    os.environ["LLM_JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="llm_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", os.environ["LLM_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

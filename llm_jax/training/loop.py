@@ -44,8 +44,8 @@ def run(
 ) -> dict[str, Any]:
     """Trains, or goes on training, in ``workdir``; gives the final evaluation.
 
-    Prepares the data at the first start. extend: allow more steps than the run began with. stop: when it
-    is requested, of any process, the state is saved after the dispatch under way and Stopped is raised. Every
+    Prepares the data at the first start. extend: allow more steps than the run began with. stop: when that of
+    any process has a reason, the state is saved after the dispatch under way and Stopped is raised. Every
     process of a run calls this, with a ``workdir`` that all see.
     """
     directory = hosts.first_alone("open", lambda: RunDirectory.open(workdir))
@@ -151,7 +151,7 @@ def train(
     """Steps ``start`` to the end, with metrics, evaluations, samples and checkpoints on the way. The end
     is also where patience with the validation loss does.
 
-    Raises Stopped, with everything saved, when ``stop`` is requested before the end.
+    Raises Stopped, with everything saved, when ``stop`` has a reason before the end.
     """
     e = program.experiment
     losses = [r["loss"] for r in metrics.evaluations(metrics.read(directory.metrics)) if r["step"] <= start]

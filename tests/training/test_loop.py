@@ -63,9 +63,9 @@ class After(Stop):
         self._left = dispatches
 
     @property
-    def requested(self):
+    def reason(self):
         self._left -= 1
-        return self._left <= 0
+        return "the test" if self._left <= 0 else ""
 
 
 def story(path):

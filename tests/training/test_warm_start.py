@@ -37,7 +37,7 @@ SMALL = {
 
 
 class AtOnce(Stop):
-    requested = True
+    reason = "the test"
 
 
 class Runs:
