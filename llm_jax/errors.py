@@ -1,4 +1,4 @@
-"""The one kind of error a user is meant to read."""
+"""How a program ends early: by an error that a user is meant to read, or by request."""
 
 
 class UserError(Exception):
@@ -7,3 +7,14 @@ class UserError(Exception):
     Entry points print it without a traceback and exit with code 2; any other exception is a bug and
     keeps its traceback.
     """
+
+
+class Stopped(BaseException):
+    """A run ended by request. Not an Exception: nothing that handles errors may take it for one.
+
+    together: all processes of the run end by it, so that none is missed by another.
+    """
+
+    def __init__(self, message: str = "", together: bool = False) -> None:
+        super().__init__(message)
+        self.together = together

@@ -1,7 +1,8 @@
-"""Files that are whole or absent: atomic writes, sealed JSON, content hashes."""
+"""Files that are whole or absent: atomic writes, sealed JSON, content hashes, locks."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -118,3 +119,21 @@ def make_directory(path: Path) -> None:
         raise UserError(f"cannot write to {path}: {error.strerror}; choose another") from error
     if not os.access(path, os.W_OK | os.X_OK):  # asks without leaving a trace that a kill would leave
         raise UserError(f"cannot write to {path}: no permission, or a read-only disk; choose another")
+
+
+def lock(path: Path, wait: bool = False) -> IO[bytes] | None:
+    """The lock of a file that need not exist; None where another process has it and wait is False.
+
+    It is held until the file is closed here and in every process that inherited it: the kernel closes it
+    however a process ends, so that a lock never outlives its holders.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise UserError(f"cannot lock {path}: {error.strerror}; use another file system") from error
+    return file

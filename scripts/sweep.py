@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 from llm_jax import cli
+from llm_jax.errors import Stopped
 from llm_jax.scaling import workers
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.sweep import RUNNING, SETTLED, Sweep, describe, resolve
@@ -57,7 +58,7 @@ def main() -> None:
         states = Counter(sweep.status_now(point) for point in points)
         counted = ", ".join(f"{count} {status}" for status, count in states.items())
         if stop.reason and set(states) - {*SETTLED}:
-            raise signals.Stopped(f"{stop.reason} with {counted}")
+            raise Stopped(f"{stop.reason} with {counted}")
     if best := best_of(rows):
         print(f"best: {sweep.points[best['index']]}: validation loss {best['loss']:.4f} nats a token")
     print(f"{len(points)} points: {counted}; table: {sweep.path / 'table.csv'}")

@@ -51,7 +51,7 @@ def main() -> None:
     if not args.workdir:
         parser.error("--workdir is required")
     cluster = find(args.coordinator, args.processes, args.process)
-    with hosts.connected(cluster), signals.stopping(args.max_seconds) as stop:
+    with signals.stopping(args.max_seconds) as stop, hosts.connected(cluster):
         result = loop.run(resolved, args.workdir, args.extend, stop=stop)
         if hosts.leads():
             finish(resolved, args.workdir, result)

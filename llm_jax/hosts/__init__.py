@@ -5,21 +5,25 @@ A process that is alone is process 0 of 1, and nothing here waits.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
 
-from llm_jax.errors import UserError
+from llm_jax.errors import Stopped, UserError
 from llm_jax.hosts.find import Cluster
-from llm_jax.hosts.team import Team
+from llm_jax.hosts.team import GRACE_SECONDS, Team
 
 T = TypeVar("T")
 LOST_CODE = 3  # the exit code of a process that ends because another did
 HEARTBEAT_SECONDS = 50  # of jax's own service, for a process that is there but does nothing any more
+
+FAILED_CODES = {UserError: 2, KeyboardInterrupt: 130}
 
 _team: Team | None = None
 
@@ -45,16 +49,34 @@ def connected(cluster: Cluster | None) -> Iterator[None]:
         cluster.index,
         local_device_ids=cluster.local_devices,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        cluster_detection_method="deactivate",
     )
+    stopped = None
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, SystemExit) or not str(error).strip()
-        _team.close(failed=type(error).__name__ if stopped else str(error).splitlines()[0])
-        raise
+        if not (isinstance(error, Stopped) and error.together):
+            leave(error)
+            # jax would wait at exit for processes that are gone, and abort.
+            atexit.register(_exit_now, FAILED_CODES.get(type(error), 1))
+            raise
+        stopped = error
     _team.close()
     _team = None
     jax.distributed.shutdown()
+    if stopped:
+        raise stopped
+
+
+def leave(error: BaseException) -> bool:
+    """Tells the others why this process ends, which ends them. False when it is alone."""
+    if _team is None:
+        return False
+    if not isinstance(error, UserError | Stopped):
+        time.sleep(GRACE_SECONDS)  # a collective may have failed because another process is gone: it is named
+    lines = str(error).strip().splitlines()
+    _team.close(failed=lines[0] if lines else type(error).__name__)
+    return True
 
 
 def index() -> int:
@@ -104,6 +126,12 @@ def _agree(name: str, result: T, error: str) -> T:
     if errors:
         raise UserError(errors[0])
     return result
+
+
+def _exit_now(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end(message: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
-import urllib.error
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from llm_jax.errors import UserError
 
-PORT = 8476
+PORT = 8482  # jax's own choice; 8470 to 8476 belong to the TPU's runtime
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
-METADATA_SECONDS = 5.0
+METADATA_SECONDS, METADATA_TRIES = 5.0, 3
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class Cluster:
 def metadata(name: str) -> str:
     """An entry of a Google Cloud machine's metadata server; "" where there is none."""
     request = urllib.request.Request(METADATA + name, headers={"Metadata-Flavor": "Google"})
-    try:
-        with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
-            return answer.read().decode()
-    except (urllib.error.URLError, TimeoutError):
-        return ""
+    for number in range(METADATA_TRIES):
+        time.sleep(number)
+        try:
+            with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
+                return answer.read().decode()
+        except (OSError, http.client.HTTPException):  # the server is sometimes busy
+            continue
+    return ""
 
 
 def on_tpu_vm() -> bool:
@@ -69,8 +73,10 @@ def find(
     if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return _from_slurm(environ)
     if tpu() and (endpoints := ask("attributes/worker-network-endpoints")):
-        workers = [endpoint.split(":")[2] for endpoint in endpoints.split(",")]
-        return _from_tpu(workers, int(ask("attributes/agent-worker-number")), environ, "Cloud TPU")
+        workers = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]  # names, or A:B:ADDRESS
+        slices = dict(re.findall(r"(MEGASCALE_\w+): '?([^'\n]*)", ask("attributes/tpu-env")))
+        worker = int(ask("attributes/agent-worker-number"))
+        return _from_tpu(workers, worker, {**slices, **environ}, "Cloud TPU")
     return None
 
 
@@ -95,6 +101,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
     name, bracket, rest = environ["SLURM_STEP_NODELIST"].partition("[")
     host = name + re.split(r"[-,\]]", rest)[0] if bracket and "," not in name else name.split(",")[0]
     port = 2**15 + int(environ["SLURM_JOB_ID"]) % 2**14  # several jobs may share a node
-    devices = (int(environ["SLURM_LOCALID"]),)
+    per_node = int(re.match(r"\d+", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")).group())
+    devices = (int(environ["SLURM_LOCALID"]),) if per_node > 1 else None  # one task: all that the node has
     count, index = int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_PROCID"])
     return Cluster(f"{host}:{port}", count, index, "SLURM", devices)

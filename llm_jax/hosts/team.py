@@ -61,15 +61,13 @@ class Team:
         self._take(key, 0, value)
         values = self._await(key, self.count)
         ordered = [values[i] for i in range(self.count)]
-        for link in self._links.values():
-            link.send({"key": key, "value": ordered})
+        self._tell_all({"key": key, "value": ordered})
         return ordered
 
     def close(self, failed: str = "") -> None:
         """Says goodbye; waits for the others to do so. failed: why this process ends before the others,
         which ends them too."""
-        for link in self._links.values():
-            link.send({"failed": failed} if failed else {"bye": True})
+        self._tell_all({"failed": failed} if failed else {"bye": True})
         with self._changed:
             self._ended = self._ended or bool(failed)
             self._changed.wait_for(lambda: self._ended or self._closed == {*self._links})
@@ -84,7 +82,8 @@ class Team:
         deadline = time.monotonic() + wait
         links: dict[int, Link] = {}
         try:
-            server = socket.create_server(("", port), backlog=self.count)
+            both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+            server = socket.create_server(("", port), backlog=self.count, **both)
         except OSError as error:
             raise UserError(f"cannot listen at port {port} for the other processes: {error}") from error
         with server:
@@ -108,7 +107,7 @@ class Team:
         deadline = time.monotonic() + wait
         while (left := deadline - time.monotonic()) > 0:
             try:
-                link = Link(socket.create_connection((host, port), timeout=left))
+                link = Link(socket.create_connection((host.strip("[]"), port), timeout=left))
                 link.send({"hello": self.index})
                 # Process 0 may have begun to wait later than this one, and gives up by its own clock.
                 error = link.receive(left + wait)["missing"]
@@ -164,9 +163,13 @@ class Team:
             self._changed.notify_all()
         if not first:
             return
-        for link in self._links.values():
-            link.send({"lost": message})
+        self._tell_all({"lost": message})
         self._lost(message)
+
+    def _tell_all(self, message: dict[str, Any]) -> None:
+        line = encode(message)
+        for link in self._links.values():
+            link.send_line(line)
 
 
 class Link:
@@ -185,10 +188,13 @@ class Link:
         self._sending = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
+        self.send_line(encode(message))
+
+    def send_line(self, line: bytes) -> None:
         """To a peer that is gone nothing is sent; listening says so."""
         try:
             with self._sending:
-                self._connection.sendall(json.dumps(message).encode() + b"\n")
+                self._connection.sendall(line)
         except OSError:
             pass
 
@@ -200,6 +206,11 @@ class Link:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A message as it goes over a link."""
+    return json.dumps(message).encode() + b"\n"
 
 
 def _some(indices: list[int], count: int) -> str:

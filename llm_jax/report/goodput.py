@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from pathlib import Path
 
@@ -25,17 +24,18 @@ def goodput(directory: Path) -> dict[str, float]:
     spent = dict.fromkeys(KINDS, 0.0)
     attempts = [found for path in metrics.segments(directory) if (found := metrics.read_segment(path))]
     timed = [attempt for attempt in attempts if "time" in attempt[0]]
-    for attempt, after in itertools.zip_longest(timed, timed[1:]):
-        kept = after[0]["step"] if after else float("inf")
+    for number, attempt in enumerate(timed):
+        later = timed[number + 1 :]
+        kept = min((after[0]["step"] for after in later), default=float("inf"))
         for kind, seconds in _attempt(attempt, kept).items():
             spent[kind] += seconds
-        if after:
-            spent["restart"] += max(after[0]["time"]["process"] - _last(attempt), 0.0)
+        if later:
+            spent["restart"] += max(later[0][0]["time"]["process"] - _last(attempt), 0.0)
     return spent
 
 
 def _attempt(records: list[Record], kept: float) -> dict[str, float]:
-    """Seconds of one attempt. kept: the last step that the next attempt did not do again."""
+    """Seconds of one attempt. kept: the last step that no later attempt did again."""
     spent = dict.fromkeys(KINDS, 0.0)
     began = records[0]["time"]
     spent["start"] = began["at"] - began["process"]

@@ -23,7 +23,6 @@ import numpy as np
 from llm_jax import config as configs
 from llm_jax import storage
 from llm_jax.errors import UserError
-from llm_jax.scaling import locks
 from llm_jax.scaling.points import Overrides
 from llm_jax.text import shards
 from llm_jax.text.prepare import Say, prepare, recipe_of
@@ -182,7 +181,7 @@ class Sweep:
                 continue
             directory = self.shards(point)
             storage.make_directory(directory.parent)
-            with locks.take(directory.with_suffix(".lock"), wait=True):
+            with storage.lock(directory.with_suffix(".lock"), wait=True):
                 prepare(e.data, e.tokenizer, directory, say, e.evaluation.sets)
         check_distinct(self.points, [self.fingerprint(point) for point in self.points])
 
@@ -229,7 +228,7 @@ class Sweep:
         """Also whether some process is running it: its lock is held."""
         directory = self.directory(point)
         if directory and directory.lock.exists():
-            lock = locks.take(directory.lock)
+            lock = storage.lock(directory.lock)
             if lock is None:
                 return RUNNING
             lock.close()

@@ -30,7 +30,6 @@ from typing import Any
 from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.models.flops import training_flops_per_token
-from llm_jax.scaling import locks
 from llm_jax.scaling.sweep import FAILED, FINISHED, SETTLED, Point, Sweep
 from llm_jax.training import metrics
 from llm_jax.training.checkpoint import Source
@@ -67,7 +66,7 @@ class Table:
         """Replaces table.jsonl and table.csv. Where several processes run one sweep, the last one to write
         has seen what all have finished."""
         path = self._sweep.path
-        with locks.take(path / "table.lock", wait=True):
+        with storage.lock(path / "table.lock", wait=True):
             storage.remove_leftovers(path, "table.*")
             rows = [self.row(point) for point in self._sweep.points]
             storage.write_text(path / "table.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

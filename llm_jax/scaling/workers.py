@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from llm_jax import storage
 from llm_jax.errors import UserError
-from llm_jax.scaling import locks
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.sweep import (
     DIVERGED,
@@ -87,7 +87,7 @@ def start_next(sweep: Sweep, waiting: list[Point], cores: set[int], program: Pat
     for point in list(waiting):
         directory = sweep.directory(point)
         directory.make()
-        lock = locks.take(directory.lock)
+        lock = storage.lock(directory.lock)
         if lock is None:
             continue
         waiting.remove(point)

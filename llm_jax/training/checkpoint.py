@@ -98,11 +98,12 @@ class Checkpointer:
         """Validation losses of the checkpoints that have one: from their manifests, so that what is best
         survives a restart. A manifest that cannot be read has none, as its checkpoint cannot be restored."""
         if self._losses is None:
-            self._losses = {}
+            found = {}
             for step in self._listed():
                 with suppress(UserError):
                     loss = storage.read_sealed(self._directory / f"{step:08d}" / MANIFEST).get("loss")
-                    self._losses |= {} if loss is None else {step: loss}
+                    found |= {} if loss is None else {step: loss}
+            self._losses = found  # as a whole: the thread that seals reads it, too
         return self._losses
 
     def save(self, step: int, state: Any, loss: float | None = None) -> None:
@@ -123,6 +124,11 @@ class Checkpointer:
         if loss is not None and math.isfinite(loss):
             self._losses = {**self.losses(), step: loss}
         self._sealing = self._thread.submit(self._seal, path, step, describe(state))
+
+    def check(self) -> None:
+        """Raises UserError if the save in progress has failed; does not wait for it."""
+        if self._sealing is not None and self._sealing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until the save in progress is complete. Raises UserError if it failed."""
@@ -187,7 +193,9 @@ class Checkpointer:
                 raise Damaged(f"{damage}; no earlier checkpoint is intact: use another --workdir")
             say(f"{damage}; it is set aside")
             if hosts.leads():
-                (self._directory / f"{step:08d}").rename(self._directory / f"damaged.{step:08d}")
+                aside = self._directory / f"damaged.{step:08d}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+                (self._directory / f"{step:08d}").rename(aside)
             self._losses = None
         return None
 
@@ -195,10 +203,11 @@ class Checkpointer:
         try:
             self._orbax.wait_until_finished()
             found = sorted(file for file in (path / "state").rglob("*") if file.is_file())
-            names = {file.relative_to(path).as_posix(): file for file in found}
+            # As process 0 lists them: a shared file system may show another process fewer.
+            names = hosts.gather("files", [file.relative_to(path).as_posix() for file in found])[0]
             mine = {
-                name: {"bytes": file.stat().st_size, "sha256": storage.content_hash(file)}
-                for name, file in _share(names).items()
+                name: {"bytes": (path / name).stat().st_size, "sha256": storage.content_hash(path / name)}
+                for name in _share(dict.fromkeys(names))
             }
             shares = hosts.gather("hashes", mine)
             if hosts.leads():
@@ -285,11 +294,15 @@ def _share(files: Mapping[str, Any]) -> dict[str, Any]:
 def _verify(path: Path, files: Mapping[str, dict[str, Any]]) -> None:
     for name, expected in files.items():
         file = path / name
-        if not file.exists():
-            raise Damaged(f"{file} is missing")
-        if file.stat().st_size != expected["bytes"]:
-            raise Damaged(f"{file} has {file.stat().st_size} bytes, not {expected['bytes']}")
-        if storage.content_hash(file) != expected["sha256"]:
+        try:
+            size, found = file.stat().st_size, storage.content_hash(file)
+        except FileNotFoundError:
+            raise Damaged(f"{file} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{file} cannot be read: {error.strerror}") from error
+        if size != expected["bytes"]:
+            raise Damaged(f"{file} has {size} bytes, not {expected['bytes']}")
+        if found != expected["sha256"]:
             raise Damaged(f"{file} is corrupt: its hash is not the manifest's")
 
 

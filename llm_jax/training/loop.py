@@ -16,7 +16,7 @@ import jax
 
 from llm_jax import config as configs
 from llm_jax import hosts
-from llm_jax.errors import UserError
+from llm_jax.errors import Stopped, UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
 from llm_jax.training import metrics, norms, warm_start
@@ -30,7 +30,7 @@ from llm_jax.training.program import Program
 from llm_jax.training.progress import say
 from llm_jax.training.rundir import RunDirectory, carry_on
 from llm_jax.training.samples import SampleFile, sample_text
-from llm_jax.training.signals import Stop, Stopped
+from llm_jax.training.signals import Stop
 from llm_jax.training.state import State
 from llm_jax.training.step_log import StepLog
 
@@ -49,6 +49,13 @@ def run(
     process of a run calls this, with a ``workdir`` that all see.
     """
     directory = hosts.first_alone("open", lambda: RunDirectory.open(workdir))
+    with directory.held():
+        return _run(experiment, directory, extend, say, stop or Stop())
+
+
+def _run(
+    experiment: Experiment, directory: RunDirectory, extend: bool, say: Callable[[str], None], stop: Stop
+) -> dict[str, Any]:
     stored = directory.stored()
     shard_set = directory.data_of(experiment)
     sets = experiment.evaluation.sets
@@ -61,9 +68,10 @@ def run(
     about = {"vocab_size": experiment.model.vocab_size, "tokenizer": header["tokenizer"]}
     checkpointer = make_checkpointer(directory, experiment, about)
     try:
-        source = find_source(experiment.init_from, directory, checkpointer)
+        newest = checkpointer.newest(experiment.checkpoint.damaged == "skip", say)
+        source = find_source(experiment.init_from, directory, newest is not None)
         program = Program.build(experiment, shard_set)
-        state, start = restore_or_begin(program, checkpointer, source, say)
+        state, start = restore_or_begin(program, checkpointer, newest, source, say)
         begun = source.hash if source else directory.begun_from()
         if start and (moved := directory.moved(program.layout.mesh.shape)):
             say(moved)
@@ -72,11 +80,14 @@ def run(
         checkpointer.clean(say)
         say(describe_config(program))
         say(describe(program, start))
-        stop = stop or Stop()
         with stop.deferred():
             state = train(program, state, start, directory, checkpointer, stop)
-    finally:
-        checkpointer.close()
+    except BaseException as error:
+        together = isinstance(error, Stopped) and error.together
+        if together or not hosts.leave(error):  # others that end may no longer take part in a save
+            checkpointer.close()
+        raise
+    checkpointer.close()
     SampleFile(directory.samples).add(int(state.step), sample_text(program, state.judged))
     hosts.gather("written", True)
     return final_evaluation(directory)
@@ -92,13 +103,13 @@ def final_evaluation(directory: RunDirectory) -> dict[str, Any]:
     return metrics.evaluations(metrics.read(directory.metrics))[-1]
 
 
-def find_source(init_from: str, directory: RunDirectory, checkpointer: Checkpointer) -> Source | None:
+def find_source(init_from: str, directory: RunDirectory, goes_on: bool) -> Source | None:
     """The checkpoint that a run begins from, or None for fresh parameters and for a run that goes on.
 
     Raises UserError when the run began from something else: known by the hash, but where a run goes on
     ``init_from`` is not read and may be gone.
     """
-    goes_on, begun = bool(checkpointer.steps()), directory.begun_from()
+    begun = directory.begun_from()
     if goes_on and (begun or not init_from):
         return None
     source = Source.find(Path(init_from).expanduser()) if init_from else None
@@ -111,11 +122,14 @@ def find_source(init_from: str, directory: RunDirectory, checkpointer: Checkpoin
 
 
 def restore_or_begin(
-    program: Program, checkpointer: Checkpointer, source: Source | None, say: Callable[[str], None]
+    program: Program,
+    checkpointer: Checkpointer,
+    newest: int | None,
+    source: Source | None,
+    say: Callable[[str], None],
 ) -> tuple[State, int]:
     """The newest checkpoint, or the state at step 0."""
-    skip = program.experiment.checkpoint.damaged == "skip"
-    if (newest := checkpointer.newest(skip, say)) is not None:
+    if newest is not None:
         return program.read(checkpointer, newest), newest
     if source:
         return program.begin(warm_start.params_from(program, source, say)), 0
@@ -154,7 +168,8 @@ def train(
     Raises Stopped, with everything saved, when ``stop`` has a reason before the end.
     """
     e = program.experiment
-    losses = [r["loss"] for r in metrics.evaluations(metrics.read(directory.metrics)) if r["step"] <= start]
+    known = metrics.evaluations(metrics.read(directory.metrics))
+    losses = hosts.gather("losses", [r["loss"] for r in known if r["step"] <= start])[0]
     if start == e.steps or out_of_patience(losses, e.evaluation.patience):
         return state
     per = e.steps_per_dispatch
@@ -170,6 +185,7 @@ def train(
             state, results = program.steps(state, batch)
             log.add(first, results)
             step, last, loss = first + per, first + per == e.steps, None
+            checkpointer.check()
             reason, due = agree(stop.reason, policy.due(step))
             if last or _due(step, e.evaluation.every):
                 loss = evaluate(program, state, log, step)
@@ -186,7 +202,7 @@ def train(
                 policy.saved()
             if reason and not last:
                 checkpointer.wait()
-                raise Stopped(f"{reason} at step {step:,} of {e.steps:,}, which is saved")
+                raise Stopped(f"{reason} at step {step:,} of {e.steps:,}, which is saved", together=True)
             if last:
                 break
         checkpointer.wait()

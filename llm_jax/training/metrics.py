@@ -54,7 +54,10 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """To the disk: what a checkpoint relies on must not be lost when the machine is."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         self._file.close()

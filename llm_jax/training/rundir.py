@@ -7,14 +7,15 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from llm_jax import config as configs
-from llm_jax import storage
+from llm_jax import hosts, storage
 from llm_jax.errors import UserError
 from llm_jax.training.experiment import Experiment, resolve
 
@@ -34,18 +35,35 @@ class RunDirectory:
             raise UserError(f"--workdir={path} is a file; name a directory")
         if run.path.is_dir() and not run.config.exists():
             for entry in sorted({*run.path.iterdir()} - {*storage.leftovers(run.path)}):
-                if entry != run.data:
+                if entry not in (run.data, run.lock):
                     raise UserError(
                         f"--workdir={path} is not a run directory (it holds {entry.name}); name a new "
                         "or empty one"
                     )
         storage.make_directory(run.path)
-        storage.remove_leftovers(run.path)
         return run
 
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While a run writes here; process 0 holds it for all. Raises UserError where another run does."""
+        lock = storage.lock(self.lock) if hosts.leads() else None
+        if hosts.leads() and lock is None:
+            raise UserError(f"{self.path} is being trained by another process; use another --workdir")
+        try:
+            if lock:
+                storage.remove_leftovers(self.path)
+            yield
+        finally:
+            if lock:
+                lock.close()
 
     @property
     def environment(self) -> Path:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import llm_jax
+from llm_jax.errors import Stopped
 from llm_jax.hosts import find
 from llm_jax.training.progress import say
 
@@ -20,10 +21,6 @@ CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # 0: a scheduler that takes a m
 SHOW_CURSOR = b"\x1b[?25h"
 NOTICE = "saving after this dispatch"
 LOOK_SECONDS = 10.0  # between two looks at the metadata server, which gives notice a minute or more ahead
-
-
-class Stopped(BaseException):
-    """A run ended by request. Not an Exception: nothing that handles errors may take it for one."""
 
 
 class Stop:

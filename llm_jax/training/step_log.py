@@ -41,7 +41,7 @@ class StepLog:
         sections = {"evaluation": e.evaluation, "samples": e.samples, "checkpoint": e.checkpoint}
         pauses = {what: section.every for what, section in sections.items()}
         self._line = ProgressLine(start, Pace(e.steps, pauses))
-        self._pending: tuple[int, Metrics, float] | None = None
+        self._pending: tuple[int, Metrics] | None = None
         self._grad_norms: dict[str, float] = {}  # of the newest step written
         self._waited = 0.0
         self._tokens = e.global_batch_size * e.data.sequence_length * e.steps_per_dispatch
@@ -53,11 +53,11 @@ class StepLog:
         self._clock: float | None = None  # starts when the first dispatch, with its compilation, is done
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; how long each was waited for is ``data_wait`` of its dispatch."""
+        """The same batches; how long was waited for them since the record before is ``data_wait``."""
         while True:
             began = time.monotonic()
             batch = next(batches, None)
-            self._waited = time.monotonic() - began
+            self._waited += time.monotonic() - began
             if batch is None:
                 return
             yield batch
@@ -65,13 +65,13 @@ class StepLog:
     def add(self, first: int, results: Metrics) -> None:
         """The metrics [steps] of the dispatch that began at step ``first``."""
         self.drain()
-        self._pending = first, results, self._waited
+        self._pending = first, results
 
     def drain(self) -> None:
         """Waits for the dispatch before and writes it."""
         if self._pending is None:
             return
-        (first, results, waited), self._pending = self._pending, None
+        (first, results), self._pending = self._pending, None
         values = jax.device_get(results)
         squares = values.pop("grad_squares")
         self._grad_norms = norms.by_layer({name: part[-1] for name, part in squares.items()})
@@ -80,12 +80,13 @@ class StepLog:
         for i in range(count):
             step_values = {name: float(series[i]) for name, series in values.items()}
             last = i == count - 1
-            timed = {**rates, "data_wait": waited, **memory()} if last else None
+            timed = {**rates, "data_wait": self._waited, **memory()} if last else None
             # Sinks get the last of the dispatch: one point is enough there.
             self._write("train", first + i + 1, step_values, timed, shown=last)
             squares_here = {name: part[i] for name, part in squares.items()}
             if notice := self._bad_steps.see(first + i + 1, step_values, squares_here):
                 self._line.say(notice)
+        self._waited = 0.0
         self._line.update(first + count, float(np.mean(values["loss"])), rates, count)
 
     @contextmanager

@@ -10,6 +10,7 @@ SLURM = {
     "SLURM_JOB_ID": "70001",
     "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_NODELIST": "gpu[007-008]",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
 }
@@ -23,9 +24,13 @@ SLICES = {
 CASES = {
     "a laptop": ({}, None),
     "one TPU machine": ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
-    "Cloud TPU": (WORKERS, Cluster("t0:8476", 4, 2, "Cloud TPU")),
-    "GKE, two slices": (SLICES, Cluster("job-0:8476", 8, 6, "GKE")),
+    "Cloud TPU": (WORKERS, Cluster("t0:8482", 4, 2, "Cloud TPU")),
+    "GKE, two slices": (SLICES, Cluster("job-0:8482", 8, 6, "GKE")),
     "SLURM": (SLURM, Cluster(f"gpu007:{32768 + 70001 % 16384}", 8, 5, "SLURM", (1,))),
+    "SLURM, a task a node": (
+        {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1"},
+        Cluster(f"gpu007:{32768 + 70001 % 16384}", 2, 1, "SLURM"),
+    ),
     "a SLURM batch script": ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, None),
 }
 
@@ -50,9 +55,14 @@ def test_the_first_host_of_slurm(nodes, host):
 
 def test_a_tpu_machine_asks_its_metadata_server():
     answers = {"attributes/worker-network-endpoints": "a:b:10.0.0.7,a:b:10.0.0.8"}
-    answers["attributes/agent-worker-number"] = "1"
+    answers |= {"attributes/agent-worker-number": "1", "attributes/tpu-env": "ZONE: 'x'\n"}
     found = find(environ={}, ask=answers.__getitem__, tpu=lambda: True)
-    assert found == Cluster("10.0.0.7:8476", 2, 1, "Cloud TPU")
+    assert found == Cluster("10.0.0.7:8482", 2, 1, "Cloud TPU")
+    answers["attributes/worker-network-endpoints"] = "host-a,host-b"
+    slices = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\nMEGASCALE_COORDINATOR_ADDRESS: 'lead:80'\n"
+    answers["attributes/tpu-env"] = slices
+    found = find(environ={}, ask=answers.__getitem__, tpu=lambda: True)
+    assert found == Cluster("lead:8482", 4, 3, "Cloud TPU")
     assert find(environ={}, ask=lambda name: "", tpu=lambda: True) is None
 
 

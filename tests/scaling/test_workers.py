@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from llm_jax.scaling import locks, workers
+from llm_jax import storage
+from llm_jax.scaling import workers
 from llm_jax.scaling.board import Board, last_step
 from llm_jax.scaling.points import zip_
 from llm_jax.scaling.sweep import Sweep, resolve
@@ -182,7 +183,7 @@ def test_a_point_is_run_by_one_process_at_a_time(sweep_of, run, monkeypatch):
     sweep = sweep_of("", "")
     directory = sweep.directory(sweep.points[0])
     directory.make()
-    lock = locks.take(directory.lock)
+    lock = storage.lock(directory.lock)
     assert sweep.status_now(sweep.points[0]) == "running"
     monkeypatch.setattr(workers, "GRACE_SECONDS", 0.0)
     assert [row["status"] for row in run(sweep)] == ["waiting", "finished"]
@@ -196,10 +197,10 @@ def test_the_lock_outlives_the_sweep(sweep_of, tmp_path):
     directory = sweep.directory(sweep.points[0])
     worker = workers.start_next(sweep, list(sweep.points), set(), tmp_path / "program.py")
     worker._lock.close()  # as the kernel does for a sweep that is killed
-    assert locks.take(directory.lock) is None
+    assert storage.lock(directory.lock) is None
     worker.process.kill()
     worker.process.wait()
-    locks.take(directory.lock).close()
+    storage.lock(directory.lock).close()
 
 
 def test_a_signal_goes_to_the_workers_and_no_other_is_started(sweep_of, run):

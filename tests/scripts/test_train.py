@@ -149,7 +149,8 @@ def test_own_text_resume_and_refusal(train, text, tmp_path):
     assert "validation loss" in out and f"report: {run}/report.html" in out
     names = {path.name for path in run.iterdir()}
     assert names == {
-        *("config.json", "environment.json", "metrics", "checkpoints", "samples.txt", "report.html", "data")
+        *("config.json", "environment.json", "metrics", "checkpoints", "samples.txt", "report.html", "data"),
+        ".lock",
     }
     config = json.loads((run / "config.json").read_text())
     assert config["config"]["mesh"]["cpu_devices"] and config["config"]["model"]["dtype"] == "float32"

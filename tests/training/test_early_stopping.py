@@ -5,11 +5,11 @@ import signal
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.errors import Stopped, UserError
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.early_stopping import out_of_patience
 from llm_jax.training.program import Program
-from llm_jax.training.signals import Stop, Stopped
+from llm_jax.training.signals import Stop
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.errors import Stopped, UserError
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.checkpoint import MANIFEST
 from llm_jax.training.program import Program
 from llm_jax.training.samples import SampleFile
-from llm_jax.training.signals import Stop, Stopped
+from llm_jax.training.signals import Stop
 
 pytestmark = pytest.mark.slow
 

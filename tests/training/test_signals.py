@@ -7,8 +7,9 @@ import time
 import pytest
 
 import llm_jax
+from llm_jax.errors import Stopped
 from llm_jax.training import signals
-from llm_jax.training.signals import Stop, Stopped, stopping, watch_machine
+from llm_jax.training.signals import Stop, stopping, watch_machine
 
 BOTH = [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
 

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.errors import Stopped
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.checkpoint import Checkpointer
 from llm_jax.training.program import Program
-from llm_jax.training.signals import Stop, Stopped
+from llm_jax.training.signals import Stop
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax.errors import Stopped, UserError
 from llm_jax.training import experiment, loop, metrics, warm_start
 from llm_jax.training.checkpoint import Source
 from llm_jax.training.program import Program
 from llm_jax.training.rules import parameter_name
-from llm_jax.training.signals import Stop, Stopped
+from llm_jax.training.signals import Stop
 
 pytestmark = pytest.mark.slow
 
