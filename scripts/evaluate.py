@@ -20,7 +20,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="a run directory with a checkpoint")
-    parser.add_argument("--text", nargs="+", default=[], help="files, directories or globs of text")
+    parser.add_argument(
+        "--text", nargs="+", action="extend", default=[], help="files, directories or globs of text"
+    )
     parser.add_argument("--set", help='"validation", "validation.SOURCE" or "test.NAME"')
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()

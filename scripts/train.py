@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print every key, mark what differs, stop"
     )
-    parser.add_argument("--max-seconds", type=float, help="save and stop so long after the start")
+    parser.add_argument(
+        "--max-seconds", type=float, help="save and stop at the end of the dispatch under way then"
+    )
     parser.add_argument("--coordinator", default="", help="HOST:PORT of process 0; PORT + 1 is used, too")
     parser.add_argument("--processes", type=int, default=0, help="how many processes this run has")
     parser.add_argument("--process", type=int, default=-1, help="which of them this is, from 0")

@@ -29,7 +29,7 @@ def goodput(directory: Path) -> dict[str, float]:
         kept = min((after[0]["step"] for after in later), default=float("inf"))
         for kind, seconds in _attempt(attempt, kept).items():
             spent[kind] += seconds
-        if later:
+        if later and attempt[-1]["kind"] != "end":  # after the end nothing waited for a restart
             spent["restart"] += max(later[0][0]["time"]["process"] - _last(attempt), 0.0)
     return spent
 

@@ -180,6 +180,8 @@ def train(
         closing(program.batches.iterate(start // per, e.steps // per)) as batches,
         closing(StepLog(program, directory, start, bad_steps)) as log,
     ):
+        if reason := agree(stop.reason, False)[0]:
+            raise Stopped(f"{reason} before it went on from step {start:,}", together=True)
         for first, batch in zip(range(start, e.steps, per), log.timed(batches), strict=True):
             profiler.at(first, state)
             state, results = program.steps(state, batch)

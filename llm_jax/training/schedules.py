@@ -29,7 +29,7 @@ class Schedule:
         if not 0 <= self.warmup_steps < steps:
             raise UserError(
                 f"config.schedule.warmup_steps={self.warmup_steps} must be less than steps={steps}"
-                " and at least 0"
+                " and at least 0: set --config.schedule.warmup_steps, too"
             )
 
     def shape(self, t: Array, length: int) -> Array:

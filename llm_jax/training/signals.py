@@ -20,6 +20,7 @@ from llm_jax.training.progress import say
 CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}  # 0: a scheduler that takes a machine back sees no failure
 SHOW_CURSOR = b"\x1b[?25h"
 NOTICE = "saving after this dispatch"
+SAME_SECONDS = 1.0  # a scheduler, or timeout(1), may signal a process and its group: that is one request
 LOOK_SECONDS = 10.0  # between two looks at the metadata server, which gives notice a minute or more ahead
 
 
@@ -52,10 +53,9 @@ class Stop:
             self._deferring = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler of the first signal. The next one ends the process as the system does by default,
-        even inside a compilation; all that is on disk is whole at any instant, as SIGKILL proves."""
-        for each in CODES:
-            signal.signal(each, signal.SIG_DFL)
+        """The handler: the first signal is obeyed; ``end_at_the_second`` sees to the next."""
+        if self.signal is not None:
+            return
         self.signal = signal.Signals(number)
         if not self._deferring:
             raise Stopped(self.signal.name)
@@ -75,6 +75,23 @@ def watch_machine(stop: Stop, ask: Callable[[str], str] = find.metadata) -> None
             time.sleep(LOOK_SECONDS)
 
 
+def end_at_the_second(reader: int) -> None:
+    """Ends the process at a signal that comes SAME_SECONDS or more after the first; for a thread.
+
+    Also inside a compilation, where no handler of Python's runs: the system's own writes the numbers of
+    signals to the pipe that is read here. All that is on disk is whole at any instant, as SIGKILL proves.
+    """
+    first = None
+    while number := os.read(reader, 1):
+        if number[0] not in CODES:
+            continue
+        first = first or time.monotonic()
+        if time.monotonic() - first >= SAME_SECONDS:
+            os.write(2, SHOW_CURSOR * os.isatty(2))
+            os._exit(128 + number[0])
+    os.close(reader)
+
+
 @contextmanager
 def stopping(max_seconds: float | None = None) -> Iterator[Stop]:
     """Installs the handlers, gives the Stop for the loop, and turns Stopped into one line and an exit
@@ -82,6 +99,10 @@ def stopping(max_seconds: float | None = None) -> Iterator[Stop]:
     stop = Stop(max_seconds)
     if find.on_tpu_vm():
         threading.Thread(target=watch_machine, args=(stop,), daemon=True).start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=end_at_the_second, args=(reader,), daemon=True).start()
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, stop.handle) for number in CODES}
     try:
         yield stop
@@ -92,3 +113,5 @@ def stopping(max_seconds: float | None = None) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(writer)

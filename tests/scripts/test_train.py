@@ -288,10 +288,10 @@ def test_signals_save_and_the_same_command_goes_on(start, whole, tmp_path):
         assert "Traceback" not in log.read_text()
     process = start(cut)
     await_step(process, cut, 30)
-    while process.poll() is None:  # the first is noted, the next one that arrives ends it
+    while process.poll() is None:  # noted; ended a second later, or while it leaves
         process.send_signal(signal.SIGINT)
         time.sleep(0.001)
-    assert process.wait() == -signal.SIGINT
+    assert process.wait() in (130, -signal.SIGINT)
     assert start(cut).wait() == 0
     same_run(whole, cut)
 

@@ -56,11 +56,11 @@ def trained(tmp_path_factory):
 
 
 class After(Stop):
-    """Asked for once a dispatch; requests the end after so many."""
+    """Asked for before the first dispatch and after each; requests the end after so many."""
 
     def __init__(self, dispatches):
         super().__init__()
-        self._left = dispatches
+        self._left = dispatches + 1
 
     @property
     def reason(self):

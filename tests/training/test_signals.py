@@ -23,7 +23,7 @@ def test_deferred_until_the_loop_obeys(number, code, capfd, monkeypatch):
         with stop.deferred():
             os.kill(os.getpid(), number)
             assert stop.reason  # and nothing was raised
-            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+            os.kill(os.getpid(), number)  # at once: the same request
         raise Stopped(f"{stop.reason} at step 7 of 9")
     assert leaving.value.code == code and signal.getsignal(number) == before
     name = signal.Signals(number).name
@@ -31,6 +31,23 @@ def test_deferred_until_the_loop_obeys(number, code, capfd, monkeypatch):
     assert note == f"{name}: saving after this dispatch; a second signal ends at once"
     how = "to go on, the same command: python train.py '--workdir=a b'"
     assert last == f"stopped by {name} at step 7 of 9; {how}"
+
+
+@pytest.mark.parametrize(("number", "code"), BOTH)
+def test_the_second_ends_at_once(number, code, monkeypatch):
+    """Even where the main thread runs no handler; the exit code is a shell's for the signal."""
+    codes = []
+    monkeypatch.setattr(signals.os, "_exit", codes.append)
+    monkeypatch.setattr(signals, "SAME_SECONDS", 0.2)
+    with stopping() as stop, stop.deferred():
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+        time.sleep(0.1)
+        assert codes == []
+        time.sleep(0.2)
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+        assert codes == [128 + number]
 
 
 @pytest.mark.parametrize(("number", "code"), BOTH)
