@@ -103,8 +103,19 @@ def test_a_new_run_starts_over_what_a_kill_left_of_its_first_files(tmp_path):
         storage.temporary_beside(tmp_path / name).write_text("{")
     storage.temporary_beside(tmp_path / "data").mkdir()
     assert len(storage.leftovers(tmp_path)) == 3
-    RunDirectory.open(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    directory = RunDirectory.open(tmp_path)
+    with directory.held():
+        assert list(tmp_path.iterdir()) == [directory.lock]
+
+
+def test_a_run_directory_is_held_by_one(tmp_path):
+    """What another run removes as left over would be what the first one is writing."""
+    directory = RunDirectory.open(tmp_path)
+    with directory.held():
+        with pytest.raises(UserError, match="is being trained by another process"), directory.held():
+            pass
+    with directory.held():
+        pass
     (tmp_path / ".hidden").touch()
     with pytest.raises(UserError, match=r"it holds \.hidden"):
         RunDirectory.open(tmp_path)
