@@ -111,9 +111,9 @@ def test_a_new_run_starts_over_what_a_kill_left_of_its_first_files(tmp_path):
 def test_a_run_directory_is_held_by_one(tmp_path):
     """What another run removes as left over would be what the first one is writing."""
     directory = RunDirectory.open(tmp_path)
-    with directory.held():
-        with pytest.raises(UserError, match="is being trained by another process"), directory.held():
-            pass
+    held = pytest.raises(UserError, match="is being trained by another process")
+    with directory.held(), held, directory.held():
+        pass
     with directory.held():
         pass
     (tmp_path / ".hidden").touch()
