@@ -15,6 +15,7 @@ and under SLURM's srun the processes find one another; elsewhere say where proce
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from llm_jax import cli, hosts
@@ -33,9 +34,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a file with get_config(), or FILE:ARGUMENT")
     parser.add_argument("--workdir", help="the run's directory: a new one, or one to go on with")
     parser.add_argument("--extend", action="store_true", help="allow more steps than the run began with")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print every key, mark what differs, stop"
-    )
+    parser.add_argument("--print-config", action="store_true", help="print every key, mark changes; stop")
     parser.add_argument(
         "--max-seconds", type=float, help="save and stop at the end of the dispatch under way then"
     )
@@ -53,6 +52,8 @@ def main() -> None:
     if not args.workdir:
         parser.error("--workdir is required")
     cluster = find(args.coordinator, args.processes, args.process)
+    if cluster:
+        print(f"process {cluster.index} of {cluster.count} ({cluster.found})", file=sys.stderr)
     with signals.stopping(args.max_seconds) as stop, hosts.connected(cluster):
         result = loop.run(resolved, args.workdir, args.extend, stop=stop)
         if hosts.leads():

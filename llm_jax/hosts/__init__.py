@@ -20,10 +20,9 @@ from llm_jax.hosts.find import Cluster
 from llm_jax.hosts.team import GRACE_SECONDS, Team
 
 T = TypeVar("T")
-LOST_CODE = 3  # the exit code of a process that ends because another did
 HEARTBEAT_SECONDS = 50  # of jax's own service, for a process that is there but does nothing any more
-
-FAILED_CODES = {UserError: 2, KeyboardInterrupt: 130}
+LOST_CODE = 3  # the exit code of a process that ends because another did
+FAILED_CODES = {UserError: 2, KeyboardInterrupt: 130, Stopped: 0}  # of a process that ends the others
 
 _team: Team | None = None
 
@@ -99,14 +98,9 @@ def gather(name: str, value: Any) -> list[Any]:
     return _team.gather(name, value) if _team else [value]
 
 
-def together(name: str, work: Callable[[], T]) -> T:
-    """Does ``work`` on every process; a UserError of one is raised on all."""
-    result, error = _attempt(work)
-    return _agree(name, result, error)
-
-
 def first_alone(name: str, work: Callable[[], T]) -> T:
-    """Does ``work`` on process 0, then on the others, who find there what it made. Ends when all have."""
+    """Does ``work`` on process 0, then on the others, who find there what it made. Ends when all have; a
+    UserError of one is raised on all."""
     result, error = _attempt(work) if leads() else (None, "")
     _agree(f"{name}, alone", None, error)
     if not leads():
