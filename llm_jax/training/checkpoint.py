@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,8 +69,7 @@ class Checkpointer:
     @cached_property
     def _orbax(self) -> ocp.StandardCheckpointer:
         """Made when it is first used: it asks jax for its devices, which mesh.start chooses before."""
-        for name in ("absl", "asyncio"):  # of a full disk they print 200 lines; one of ours says all
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _say_failures_once()
         return ocp.StandardCheckpointer()
 
     def clean(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -280,6 +282,20 @@ class Source:
             return reader.restore(self.path.absolute() / "state", args=request)["params"]
 
 
+def _say_failures_once() -> None:
+    """Of a full disk orbax, asyncio and tensorstore print 200 lines; one of ours says all."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    previous = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        # Of writes that end after one has failed: tensorstore's threads come here with it.
+        if str(raised.exc_value) != "Event loop is closed":
+            previous(raised)
+
+    sys.unraisablehook = hook
+
+
 def describe(state: Any) -> dict[str, list[Any]]:
     """{name: [shape, dtype]} of every array, as JSON has it."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -316,6 +332,8 @@ def _compare(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
+    if system := re.search(r"os_error_code='(\d+)'", reason):  # tensorstore's, 400 characters long
+        reason = os.strerror(int(system[1]))
     return UserError(
         f"cannot write checkpoint {path}: {reason}; earlier checkpoints are intact, the same command "
         "goes on from the newest"

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, checked before use, on any mesh."""
 
 import random
+import resource
 import shutil
 
 import families
@@ -195,3 +196,27 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path):
         checkpointer.save(2, state_on(layout))
         checkpointer.wait()
     assert checkpointer.restore(1, shapes(state_on(layout)))["count"] == 7
+
+
+def test_a_disk_that_fills_during_a_save_is_one_line(tmp_path):
+    """The system refuses to let files grow, as a full disk does, while arrays are written."""
+    layout = families.layout_of()
+    checkpointer = saved(tmp_path, layout)
+    large = {"w": jax.random.normal(jax.random.key(0), (512, 512))}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError) as raised:
+            checkpointer.save(2, large)
+            checkpointer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    path = tmp_path / "00000002"
+    mend = "earlier checkpoints are intact, the same command goes on from the newest"
+    assert str(raised.value) == f"cannot write checkpoint {path}: File too large; {mend}"
+    assert checkpointer.steps() == [1]
+    assert checkpointer.restore(1, shapes(state_on(layout)))["count"] == 7
+    checkpointer.clean()
+    checkpointer.save(2, large)
+    checkpointer.wait()
+    assert checkpointer.steps() == [1, 2]
