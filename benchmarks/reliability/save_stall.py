@@ -3,8 +3,8 @@
   python -m benchmarks.reliability.save_stall
 
 Trains on random tokens, which cost what others do. A save, the steps that pass while it is written, and as
-many without one, by turns. "stall" is how long training stands still; "cost" is that and what the steps beside
-the writing lost, which on a CPU is mostly that they share its cores. Writes
+many without one, by turns. "stall" is how long training stands still; "cost" is that and what the steps
+beside the writing lost, which on a CPU is mostly that they share its cores. Writes
 benchmarks/results/reliability_save_stall.json.
 """
 
