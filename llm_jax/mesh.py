@@ -2,9 +2,8 @@
 
 The mesh has Explicit axes: an array's sharding is part of its type, and a wrong one is an error at
 trace time. Models name the *logical* axes of their arrays; a ``Layout`` says on which mesh axes these
-lie. Parameters have two layouts: ``storage`` (how they rest between steps) and ``compute`` (how a
-layer uses them). Storing ``embed`` on ``fsdp`` and computing with it whole is ZeRO-3 (Rajbhandari et
-al. 2020, arXiv 1910.02054). This is the only file that knows axis types and device flags.
+lie. Parameters rest cut along ``fsdp`` and are gathered to be used: ZeRO-3 (Rajbhandari et al. 2020,
+arXiv 1910.02054). This is the only file that knows axis types and device flags.
 """
 
 from __future__ import annotations
@@ -15,78 +14,210 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax import hosts
 from llm_jax.config import runtime
 from llm_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+# From the slowest network to the fastest: neighbours along the last axis are neighbours in the machine.
+AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")
 
 # logical axis -> mesh axes. An axis that is not listed is not sharded.
-_COMPUTE = {
-    "batch": ("data", "fsdp"),
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
+TABLE = {
+    "batch": ("replica", "data", "fsdp", "expert"),
+    "length": ("context",),
+    "residual": ("context", "tensor"),  # the length between layers (Korthikanti et al., arXiv 2205.05198)
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "experts": ("expert",),
+    "layers": ("stage",),
 }
-_STORAGE = {**_COMPUTE, "embed": "fsdp"}
+STORED = {"embed": ("fsdp",)}  # of parameters at rest, beside TABLE
+
+# What people run, by name: {mesh axis: size}; -1 takes what is left, and an axis that is not named is 1.
+RECIPES = {
+    "ddp": {"data": -1},
+    "fsdp": {"fsdp": -1},
+    "hsdp": {"data": -1, "fsdp": 8},
+    "tp": {"tensor": -1},
+    "fsdp_tp": {"fsdp": -1, "tensor": 4},
+    "long_context": {"fsdp": -1, "context": 4},
+    "moe": {"fsdp": -1, "expert": 4},
+    "pipeline": {"data": -1, "stage": 4},
+    "multislice": {"replica": 2, "fsdp": -1},
+}
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each axis; -1 (one axis at most) takes what is left.
+    """How many devices lie along each axis: 0 = as the recipe says, -1 (one axis at most) = what is left.
 
-    cpu_devices: into how many devices a CPU is divided; 0 chooses the number of cores, or the
+    replica: whole copies over a slow network, between slices of TPUs; data: copies, fsdp: parameters cut and
+    gathered for use, expert: experts dealt out: the batch is cut along all four. tensor: heads, features and
+    vocabulary cut; context: the length cut; stage: layers dealt out, one part after another.
+
+    zero: 3 = a layer is gathered where it is used, 2 = all are once a step, and gradients are cut in every
+    micro-batch, 1 = gradients are added up whole and cut once a step. Parameters and optimiser state always
+    rest cut. cpu_devices: into how many devices a CPU is divided; 0 chooses the number of cores, or the
     largest smaller number that divides the batch. Single-threaded devices share a small model's work
     better than one device whose products each use all cores.
     """
 
-    data: int = runtime(-1)
-    fsdp: int = runtime(1)
-    tensor: int = runtime(1)
+    data: int = runtime(0)
+    fsdp: int = runtime(0)
+    tensor: int = runtime(0)
+    replica: int = runtime(0)
+    context: int = runtime(0)
+    expert: int = runtime(0)
+    stage: int = runtime(0)
+    recipe: str = runtime("ddp")
+    zero: int = runtime(3)
     cpu_devices: int = runtime(0)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{axis: size}, the recipe applied; -1 is still there."""
+        if self.recipe not in RECIPES:
+            raise UserError(f"config.mesh.recipe is '{self.recipe}'; choose one of {', '.join(RECIPES)}")
+        said = {axis: getattr(self, axis) for axis in AXES}
+        if -1 in said.values():  # the recipe's own -1 gives way
+            recipe = {axis: size for axis, size in RECIPES[self.recipe].items() if size != -1}
+        else:
+            recipe = RECIPES[self.recipe]
+        return {axis: said[axis] or recipe.get(axis, 1) for axis in AXES}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh with its two tables, frozen together: hashable, so that jit re-traces when it changes."""
+    """A mesh and what lies where on it, frozen together: hashable, so that jit re-traces when it changes.
+
+    zero: MeshConfig's. cut_length: whether ``length`` and ``residual`` are sharded; not in decoding, where
+    there is one token at a time.
+    """
 
     mesh: Mesh
-    compute: tuple[tuple[str, str | tuple[str, ...]], ...] = tuple(_COMPUTE.items())
-    storage: tuple[tuple[str, str | tuple[str, ...]], ...] = tuple(_STORAGE.items())
+    zero: int = 3
+    cut_length: bool = True
 
-    def spec(self, *axes: str | None) -> PartitionSpec:
-        """Where an array with these logical axes lies in computation (None: not sharded)."""
-        table = dict(self.compute)
-        return PartitionSpec(*(table.get(axis) for axis in axes))
+    @cached_property
+    def _table(self) -> dict[str, tuple[str, ...]]:
+        """TABLE and STORED with the axes that this mesh has: one of size 1 cuts nothing."""
+        uncut = () if self.cut_length else ("length", "residual")
+        return {
+            name: tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+            for name, axes in (TABLE | STORED).items()
+            if name not in uncut
+        }
 
-    def storage_spec(self, *axes: str | None) -> PartitionSpec:
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that cut a logical axis."""
+        return self._table.get(name, ())
+
+    def computed(self, name: str | None) -> tuple[str, ...]:
+        """The same in computation, where parameters are gathered."""
+        return () if name in STORED else self.axes(name)
+
+    def ways(self, name: str) -> int:
+        """Into how many shards a logical axis is cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes(name))
+
+    def spec(self, *names: str | None, summed: tuple[str, ...] = ()) -> PartitionSpec:
+        """Where an array with these logical axes lies in computation (None: not sharded). summed: mesh axes
+        over which the devices hold parts whose sum is meant."""
+        return _spec([self.computed(name) for name in names], unreduced=summed)
+
+    def storage_spec(self, *names: str | None) -> PartitionSpec:
         """Where a parameter with these logical axes rests."""
-        table = dict(self.storage)
-        return PartitionSpec(*(table.get(axis) for axis in axes))
+        return _spec([self.axes(name) for name in names])
 
-    def shard(self, x: jax.Array, *axes: str | None) -> jax.Array:
+    def shard(self, x: jax.Array, *names: str | None) -> jax.Array:
         """``x`` moved to its compute layout; it needs no move where it lies there already."""
-        return jax.sharding.reshard(x, self.spec(*axes))
+        return jax.sharding.reshard(x, self.spec(*names))
 
-    def store(self, x: jax.Array, *axes: str | None) -> jax.Array:
+    def store(self, x: jax.Array, *names: str | None) -> jax.Array:
         """``x`` moved to its storage layout."""
-        return jax.sharding.reshard(x, self.storage_spec(*axes))
+        return jax.sharding.reshard(x, self.storage_spec(*names))
 
-    def named(self, *axes: str | None) -> NamedSharding:
+    def named(self, *names: str | None) -> NamedSharding:
         """The compute layout as a sharding, for arrays that come from outside."""
-        return NamedSharding(self.mesh, self.spec(*axes))
+        return NamedSharding(self.mesh, self.spec(*names))
 
-    def ways(self, axis: str) -> int:
-        """Into how many shards a logical axis is cut in storage."""
-        names = dict(self.storage).get(axis, ())
-        names = (names,) if isinstance(names, str) else names
-        return math.prod(self.mesh.shape[name] for name in names)
+    def gather(
+        self,
+        w: jax.Array,
+        dtype: str,
+        whole: tuple[str, ...] = ("fsdp",),
+        over: tuple[str, ...] = ("batch", "length"),
+    ) -> jax.Array:
+        """A parameter at rest made whole along the mesh axes ``whole``, in ``dtype``, to be multiplied with
+        activations that are cut along the logical axes ``over``. On the way back its gradient is
+        reduce-scattered, and what is left, a shard, all-reduced over the other axes: the compiler left to
+        itself all-reduces all of it."""
+        stored, w = jax.typeof(w).sharding.spec, w.astype(dtype)
+        summed = frozenset(axis for name in over for axis in self.axes(name))
+        if not summed or stored.reduced:  # one device, or gathered already: ``zero`` below 3
+            return w
+        cuts = (tuple(a for a in _mesh_axes(PartitionSpec(cut)) if a not in whole) for cut in stored)
+        return _gather(stored, _spec(list(cuts)), summed, w)
+
+    def scatter(self, grad: jax.Array, like: jax.Array) -> jax.Array:
+        """The gradient of what ``gather`` gave, cut and summed as the parameter ``like`` rests."""
+        return _scatter(jax.typeof(like).sharding.spec, grad)
+
+    def enter(self, x_bld: jax.Array) -> jax.Array:
+        """From "residual" to "length": whole along tensor, for a layer whose weights are cut along it. The
+        way back is a reduce-scatter."""
+        here, there = self.axes("residual"), self.axes("length")
+        gathered = tuple(axis for axis in here if axis not in there)
+        return jax.sharding.reshard(x_bld, _spec([self.axes("batch"), there, ()], reduced=gathered))
+
+    def decoding(self) -> Layout:
+        """The same with the length whole."""
+        return dataclasses.replace(self, cut_length=False)
+
+
+def _spec(axes: list[tuple[str, ...]], **sums: Iterable[str]) -> PartitionSpec:
+    """A PartitionSpec as jax writes it: one axis bare, none as None."""
+    cuts = (None if not a else a[0] if len(a) == 1 else a for a in axes)
+    return PartitionSpec(*cuts, **{kind: frozenset(names) for kind, names in sums.items()})
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _gather(stored: PartitionSpec, whole: PartitionSpec, summed: frozenset[str], w: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(w, whole.update(reduced=summed))
+
+
+def _gather_forward(*args: Any) -> tuple[jax.Array, None]:
+    return _gather(*args), None
+
+
+def _gather_backward(stored: PartitionSpec, _whole: Any, _summed: Any, _: None, grad: jax.Array) -> tuple:
+    return (_scatter(stored, grad),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _scatter(stored: PartitionSpec, grad: jax.Array) -> jax.Array:
+    """Parts to be summed to shards of the sum: first over the axes that cut it, then over the others."""
+    spec = jax.typeof(grad).sharding.spec
+    left = spec.unreduced - set(_mesh_axes(stored))
+    return jax.sharding.reshard(jax.sharding.reshard(grad, stored.update(unreduced=left)), stored)
+
+
+def _mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
+    """The mesh axes that a PartitionSpec cuts along."""
+    return tuple(a for cut in spec if cut for a in ((cut,) if isinstance(cut, str) else cut))
 
 
 def start(config: MeshConfig, rows: int) -> MeshConfig:
@@ -115,25 +246,37 @@ def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None)
     """The layout over ``devices`` (default: all). Raises UserError when the axes do not multiply out."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_shape(config, len(devices))
-    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
-    return Layout(mesh)
+    mesh = Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    return Layout(mesh, zero=config.zero or (3 if mesh.shape["fsdp"] > 1 else 1))
+
+
+def _arrange(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """Devices in the shape of the mesh: the last axes are neighbours, slices lie along ``replica``."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise UserError(f"config.mesh.replica={sizes[0]} is not a multiple of the {slices} slices; change it")
+    inside, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
 def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
     """Sizes of the mesh axes in the order of ``AXES``, with -1 filled in."""
-    sizes = [getattr(config, axis) for axis in AXES]
-    written = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    sizes = config.sizes
+    written = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "one device"
+    left = [axis for axis, size in sizes.items() if size == -1]
+    if len(left) > 1 or any(size < -1 for size in sizes.values()):
         raise UserError(f"config.mesh ({written}): sizes are at least 1, and at most one may be -1")
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and device_count % known == 0:
-        sizes[sizes.index(-1)] = device_count // known
-    if math.prod(sizes) != device_count:
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if left and device_count % known == 0:
+        sizes[left[0]] = device_count // known
+    if math.prod(sizes.values()) != device_count:
         raise UserError(
             f"config.mesh ({written}) does not fit {device_count} devices; "
             f"their product must be {device_count} (mesh.cpu_devices says how many a CPU is divided into)"
         )
-    return tuple(sizes)
+    return tuple(sizes.values())
 
 
 def default_dtype() -> str:

@@ -1,6 +1,7 @@
 """Small models of both families, on any mesh: what the model and training tests share."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -34,8 +35,9 @@ ENCODER = dataclasses.replace(
 FAMILIES = {"decoder": DECODER, "encoder": ENCODER}
 
 
-def layout_of(data=1, fsdp=1, tensor=1):
-    return make_layout(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+def layout_of(data=1, fsdp=1, tensor=1, zero=0, **others):
+    count = data * fsdp * tensor * math.prod(others.values())
+    return make_layout(MeshConfig(data, fsdp, tensor, zero=zero, **others), jax.devices()[:count])
 
 
 def batch(rows=ROWS, seed=0, segments=None):

@@ -83,6 +83,7 @@ def generate(
     length: of the window the model looks at, as in training. When it is full, its second half is kept
     and read again.
     """
+    model = model.clone(layout=model.layout.decoding())
     layout = model.layout
     rows = -(-count // layout.ways("batch")) * layout.ways("batch")
     with jax.set_mesh(layout.mesh):
@@ -111,6 +112,7 @@ def fill_blanks(model: Transformer, params: Any, ids: np.ndarray, best: int) -> 
 
     Gives int32 and float32 [blanks, best], best first. The blanks are filled independently.
     """
+    model = model.clone(layout=model.layout.decoding())
     layout = model.layout
     rows = layout.ways("batch")
 

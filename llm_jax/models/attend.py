@@ -125,11 +125,11 @@ def attend(
     """
     q_blgrk = group_heads(q_blhk, k_bmgk.shape[2], layout)
     o_blgrk = kernel(q_blgrk, k_bmgk, v_bmgk, mask, scoring, layout)
-    return jnp.reshape(o_blgrk, q_blhk.shape, out_sharding=layout.spec("batch", None, "heads", None))
+    return jnp.reshape(o_blgrk, q_blhk.shape, out_sharding=layout.spec("batch", "length", "heads", None))
 
 
 def group_heads(q_blhk: jax.Array, groups: int, layout: Layout) -> jax.Array:
     """[batch, l, h, k] to [batch, l, g, h / g, k]."""
     b, l, h, k = q_blhk.shape
-    grouped = layout.spec("batch", None, "kv_heads", None, None)
+    grouped = layout.spec("batch", "length", "kv_heads", None, None)
     return jnp.reshape(q_blhk, (b, l, groups, h // groups, k), out_sharding=grouped)

@@ -81,7 +81,7 @@ class Attention(nn.Module):
     def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
         """With a cache, this call's keys and values are written into it and all are read."""
         c, layout = self.config, self.layout
-        q_blhk, k_bmgk, v_bmgk = self._project(x_bld, call, layer)
+        q_blhk, k_bmgk, v_bmgk = self._project(layout.enter(x_bld), call, layer)
         cache = layer.cache
         if cache is not None:
             k_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.k, k_bmgk, call.cache_index, axis=1)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         if "attention" in call.capture:
             q_blgrk = attend.group_heads(q_blhk, c.kv_heads, layout)
             p_bgrlm = attend.dense_weights(q_blgrk, k_bmgk, mask, scoring, layout)
-            by_head = layout.spec("batch", "heads", None, None)
+            by_head = layout.spec("batch", "heads", "length", None)
             shape = (len(x_bld), c.num_heads, *p_bgrlm.shape[3:])
             weights = jnp.reshape(p_bgrlm, shape, out_sharding=by_head)
         shape, axes = (c.num_heads, c.head_size, c.model_dim), ("heads", "head", "embed")

@@ -16,26 +16,26 @@ from llm_jax.mesh import Layout
 def param(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float
 ) -> jax.Array:
-    """Declares a float32 parameter, normal with ``std``, and gives it in its compute layout.
+    """Declares a float32 parameter, normal with ``std``, and gives it whole along fsdp.
 
-    The module has a ``layout`` and a ``dtype``. Called inside a rematerialised block, the gather from
-    storage to compute layout happens there too, so gathered weights are not kept for the backward pass.
+    The module has a ``layout`` and a ``dtype``. Called inside a rematerialised block, the gather happens
+    there too, so that gathered weights are not kept for the backward pass.
     """
     layout: Layout = module.layout
 
     def init(key: jax.Array) -> jax.Array:
         return layout.store(std * jax.random.normal(key, shape, jnp.float32), *axes)
 
-    return layout.shard(module.param(name, init).astype(module.dtype), *axes)
+    return layout.gather(module.param(name, init), module.dtype)
 
 
 def vector_param(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple, value: float
 ) -> jax.Array:
-    """Declares a float32 parameter of equal values, the gain of a norm or a bias, in its compute layout."""
+    """Declares a float32 parameter of equal values, the gain of a norm or a bias. It is too small to be cut
+    along fsdp: gathers of a few kilobytes would cost more time than they save memory."""
     layout: Layout = module.layout
-    vector = module.param(name, lambda _: layout.store(jnp.full(shape, value, jnp.float32), *axes))
-    return layout.shard(vector, *axes)
+    return module.param(name, lambda _: layout.shard(jnp.full(shape, value, jnp.float32), *axes))
 
 
 def dense(
@@ -50,14 +50,19 @@ def dense(
     """einsum(equation, x, w) for a fresh parameter w, with a bias where the config has them.
 
     equation: ``bld,dhk->blhk`` and the like; the axes of w that stay are the last of the result, and the
-    bias has their shape.
+    bias has their shape. Where w is cut along an axis that is summed over, the parts of the result are
+    summed and cut along the length at once, a reduce-scatter.
     """
     layout: Layout = module.layout
     letters, out = equation.split(",")[1].split("->")
     named = dict(zip(letters, axes, strict=True))
     # In computation "embed" is whole, so a result's axes are named by the weight's, but for that one.
-    spec = layout.spec("batch", *(named.get(letter) for letter in out[1:]))
+    stay = [named.get(letter) for letter in out[2:]]
+    summed = tuple(a for letter in letters if letter not in out for a in layout.computed(named[letter]))
+    spec = layout.spec("batch", "length", *stay, summed=summed)
     y = jnp.einsum(equation, x, param(module, name, shape, axes, std), out_sharding=spec)
+    if summed:
+        y = layout.shard(y, "batch", "residual", *stay)
     if module.config.biases:
         kept = [letters.index(letter) for letter in out[2:]]
         bias_shape, bias_axes = tuple(shape[i] for i in kept), tuple(axes[i] for i in kept)

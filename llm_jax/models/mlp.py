@@ -49,6 +49,7 @@ class MLP(nn.Module):
         activation = ACTIVATIONS[c.activation]
         std, out_std = c.std(fan_in=c.model_dim), c.std(fan_in=c.mlp_size, residual=True)
         shape, axes = (c.model_dim, c.mlp_size), ("embed", "mlp")
+        x_bld = self.layout.enter(x_bld)
         h_blf = dense(self, "in", "bld,df->blf", x_bld, shape, axes, std)
         if activation.gated:
             gate_blf = dense(self, "gate", "bld,df->blf", x_bld, shape, axes, std)

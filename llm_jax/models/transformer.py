@@ -153,6 +153,7 @@ class Transformer(nn.Module):
         """Parameters of all blocks, stacked on a leading axis."""
         ids = dummy_ids(self.layout)
         x_bld = jnp.zeros((*ids.shape, self.config.model_dim), self.config.dtype)
+        x_bld = self.layout.shard(x_bld, "batch", "residual", None)
         call = Call(ids, Mask(ids, ids, self.config.causal))
 
         def init_block(key: jax.Array) -> Any:
@@ -195,18 +196,27 @@ class Transformer(nn.Module):
             return x_bld, kept._replace(hidden=x_bld if "hidden" in capture else None)
 
         x_bld, kept = _run_stack(apply_block, x_bld, (self.blocks, _layers(c, key, cache)), c)
-        return x_bld if BLOCKS[c.block].ends_normed else self.final_norm(x_bld), Aux({}, kept)
+        x_bld = x_bld if BLOCKS[c.block].ends_normed else self.final_norm(x_bld)
+        return self.layout.enter(x_bld), Aux({}, kept)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., length, d] to float32 scores [..., length, padded_vocab]; padded entries are -1e30."""
+    def head_matrix(self) -> jax.Array:
+        """[padded_vocab, d], gathered: once for all the chunks of a loss. It is float32 again, so that their
+        gradients add up in float32; its values have passed through ``dtype``."""
         c = self.config
         head = self.embedding if c.tied_head else self.head
+        return self.layout.gather(head, c.dtype).astype(jnp.float32)
+
+    def logits(self, hidden: jax.Array, head: jax.Array | None = None) -> jax.Array:
+        """[batch, length, d] to float32 scores [..., length, padded_vocab]; padded entries are -1e30.
+        head: ``head_matrix()``, if it is at hand."""
+        c = self.config
+        head = self.head_matrix() if head is None else head
         scores = jnp.einsum(
             "bld,vd->blv",
             hidden,
-            self.layout.shard(head.astype(c.dtype), "vocab", None),
+            head.astype(c.dtype),
             preferred_element_type=jnp.float32,
-            out_sharding=self.layout.spec("batch", None, "vocab"),
+            out_sharding=self.layout.spec("batch", "length", "vocab"),
         )
         if c.logit_softcap:
             scores = c.logit_softcap * jnp.tanh(scores / c.logit_softcap)
@@ -217,6 +227,7 @@ class Transformer(nn.Module):
         """int32 [batch, length] to [batch, length, d]: token embeddings, with what the positions add, normed
         where the config says so."""
         c, scheme = self.config, POSITIONS[self.config.positions]
+        tokens, positions = (self.layout.shard(x, "batch", "residual") for x in (tokens, positions))
         x_bld = self._look_up(self.embedding, tokens)
         if scheme.learnt:
             x_bld = x_bld + self._look_up(self.position_embedding, positions)
@@ -225,8 +236,9 @@ class Transformer(nn.Module):
         return self.embedding_norm(x_bld) if c.embedding_norm else x_bld
 
     def _look_up(self, table: jax.Array, ids_bl: jax.Array) -> jax.Array:
-        w = self.layout.shard(table.astype(self.config.dtype), None, None)
-        return w.at[ids_bl].get(out_sharding=self.layout.spec("batch", None, None))
+        axes = {"whole": ("fsdp", "tensor"), "over": ("batch", "residual")}
+        w = self.layout.gather(table, self.config.dtype, **axes)
+        return w.at[ids_bl].get(out_sharding=self.layout.spec("batch", "residual", None))
 
 
 def _decoding_mask(shape: tuple[int, int], total: int, cache_index: jax.Array | int) -> Mask:
@@ -251,14 +263,21 @@ def _layers(c: ModelConfig, key: jax.Array | None, cache: KVCache | None) -> Lay
 
 
 def dummy_ids(layout: Layout) -> jax.Array:
-    """int32 zeros [batch, 1], the smallest batch that the mesh can share; shapes ``init`` needs no more."""
-    return jnp.zeros((layout.ways("batch"), 1), jnp.int32)
+    """int32 zeros, the smallest batch that the mesh can share; shapes ``init`` needs no more."""
+    zeros = jnp.zeros((layout.ways("batch"), layout.ways("residual")), jnp.int32)
+    return layout.shard(zeros, "batch", "length")
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
     """Fresh float32 parameters in their storage layout: a nested dict of arrays. Same on any mesh."""
     ids = dummy_ids(model.layout)
     return model.init(key, ids, ids, ids)["params"]
+
+
+def scorer(model: Transformer, params: Any) -> Callable[[jax.Array], jax.Array]:
+    """``model.logits`` with the head gathered once, for a loss that asks for them chunk by chunk."""
+    head = model.apply({"params": params}, method="head_matrix")
+    return lambda hidden: model.apply({"params": params}, hidden, head, method="logits")
 
 
 def _run_stack(

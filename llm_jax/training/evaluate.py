@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llm_jax.data.batch import Batch
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.transformer import Transformer, scorer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training.step import Metrics
 
@@ -23,8 +22,7 @@ def make_evaluation(model: Transformer, objective: PredictsTokens) -> Callable[.
         batch = jax.tree.map(lambda x: jnp.squeeze(x, (0, 1)), batch)
         variables = {"params": params}
         hidden, _ = model.apply(variables, batch.inputs, batch.positions, batch.segments)
-        logits_fn = partial(model.apply, variables, method="logits")
-        totals = objective.sums(logits_fn, hidden, batch, evaluating=True)
+        totals = objective.sums(scorer(model, params), hidden, batch, evaluating=True)
         weights = objective.weights(batch, evaluating=True)
         return {name: (totals[name], weights[name]) for name in totals}
 

@@ -19,7 +19,7 @@ from llm_jax import config as configs
 from llm_jax.config import choice, identity, part, runtime
 from llm_jax.data.packing import PACKINGS
 from llm_jax.errors import UserError
-from llm_jax.mesh import MeshConfig
+from llm_jax.mesh import TABLE, MeshConfig
 from llm_jax.models.attention import KERNELS
 from llm_jax.models.blocks import BLOCKS
 from llm_jax.models.layers import NORMS
@@ -308,14 +308,15 @@ def check_cadences(e: Experiment) -> None:
 def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
     """What the mesh cuts must divide. sizes: {mesh axis: size}. Names parameter and axis."""
     m = e.model
-    batch = sizes["data"] * sizes["fsdp"]
+    along = [axis for axis in TABLE["batch"] if sizes[axis] > 1]
+    batch = math.prod(sizes[axis] for axis in along)
     for key, rows in (
         ("global_batch_size / accumulation", e.micro_batch),
         ("evaluation.batch_size", e.evaluation_rows),
     ):
         if rows % batch:
             raise UserError(
-                f"config.{key} = {rows} rows cannot be shared by data x fsdp = {batch} devices; "
+                f"config.{key} = {rows} rows cannot be shared by {' x '.join(along)} = {batch} devices; "
                 "change the batch or the mesh"
             )
     cuts = (
@@ -325,6 +326,12 @@ def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
         ("mlp_dim", "blocks/mlp/in, mlp", m.mlp_size, "tensor"),
         ("vocab_size (padded)", "embedding, vocab", m.padded_vocab, "tensor"),
     )
+    length = math.prod(sizes[axis] for axis in TABLE["residual"])
+    if e.data.sequence_length % length:
+        raise UserError(
+            f"config.data.sequence_length={e.data.sequence_length} is not divisible by context x tensor = "
+            f"{length}, along which the length is cut between layers; change one"
+        )
     for key, where, size, axis in cuts:
         if size % sizes[axis]:
             raise UserError(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.data.batch import Batch
+from llm_jax.models.transformer import scorer
 from llm_jax.training import norms, step
 from llm_jax.training.program import Program
 from llm_jax.training.rules import parameter_name
@@ -88,13 +89,14 @@ def _forward(program: Program, params: Any, micro: Batch, key: jax.Array) -> tup
         variables, micro.inputs, micro.positions, micro.segments, key=key, capture=("hidden",)
     )
     last = [hidden_bld[None]] if "final_norm" in params else []
-    stream_nbld = jnp.concatenate([embedded_bld[None], aux.layers.hidden, *last]).astype(jnp.float32)
+    parts = (embedded_bld[None], aux.layers.hidden, *last)
+    whole = [program.layout.shard(part, None, "batch", "length", None) for part in parts]
+    stream_nbld = jnp.concatenate(whole).astype(jnp.float32)
     finite_nbld = jnp.isfinite(stream_nbld)
     largest_n = jnp.max(jnp.where(finite_nbld, jnp.abs(stream_nbld), 0.0), axis=(1, 2, 3))
 
     def total(weights_bl: jax.Array) -> jax.Array:
-        logits_fn = partial(model.apply, variables, method="logits")
-        sums = objective.sums(logits_fn, hidden_bld, micro.replace(weights=weights_bl))
+        sums = objective.sums(scorer(model, params), hidden_bld, micro.replace(weights=weights_bl))
         return sum(sums[name] for name in {"loss", *objective.coefficients})
 
     # The sum is linear in the weights: its derivative by one of them is that token's own loss, and one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.data.batch import Batch
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.transformer import Transformer, scorer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training import norms
 from llm_jax.training.guard import GuardConfig
 from llm_jax.training.loss_scale import LossScaleConfig
 from llm_jax.training.moments import choose
-from llm_jax.training.optimizers import Optimizer
+from llm_jax.training.optimizers import GAINS_AND_BIASES, Optimizer
+from llm_jax.training.rules import parameter_name
 from llm_jax.training.state import State
 
 Metrics = dict[str, Any]
@@ -85,10 +87,10 @@ def make_gradients(
     """(state, batch [accumulation, rows, length], weights) -> ({name: mean}, gradients), summed over
     micro-batches one after another. A loss scale multiplies the loss before it is differentiated and
     divides the gradients; the means do not see it."""
-    losses = make_losses(model, objective)
+    losses, layout = make_losses(model, objective), model.layout
 
     def gradients(state: State, batch: Batch, weights: Metrics) -> tuple[Metrics, Any]:
-        key = dropout_key(seed, state.step)
+        key, whole = dropout_key(seed, state.step), _gathered(model, state.params)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
         def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -96,18 +98,44 @@ def make_gradients(
             return scale * sum(means[name] * c for name, c in objective.coefficients.items()), means
 
         def accumulate(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            (_, means), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *micro)
-            return jax.tree.map(jnp.add, total, (means, grads)), None
+            (_, means), grads = jax.value_and_grad(loss, has_aux=True)(whole, *micro)
+            if layout.zero == 2:
+                grads = jax.tree.map(layout.scatter, grads, state.params)
+            return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, (means, grads)), None
 
-        zeros = (
-            {name: jnp.zeros(()) for name in weights},
-            jax.tree.map(jnp.zeros_like, state.params),
-        )
+        zeros = {name: jnp.zeros(()) for name in weights}, jax.tree.map(_zeros, whole)
+        if layout.zero == 2:
+            zeros = zeros[0], jax.tree.map(jnp.zeros_like, state.params)
         count = batch.inputs.shape[0]
         (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
+        if layout.zero == 1:
+            grads = jax.tree.map(layout.scatter, grads, state.params)
         return means, jax.tree.map(lambda g: g / scale, grads)
 
     return gradients
+
+
+def _gathered(model: Transformer, params: Any) -> Any:
+    """What a micro-batch is given: the parameters as they rest, to be gathered layer by layer (ZeRO-3), or
+    the matrices whole, gathered once a step."""
+    if model.layout.zero == 3:
+        return params
+
+    def gather(path: Any, w: jax.Array) -> jax.Array:
+        if re.fullmatch(GAINS_AND_BIASES, parameter_name(path)):
+            return w
+        cut = "fsdp" in jax.tree.leaves(tuple(jax.typeof(w).sharding.spec))
+        return model.layout.gather(w, model.dtype if cut else w.dtype)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def _zeros(w: jax.Array) -> jax.Array:
+    """float32 zeros to add the gradients of ``w`` to: parts to be summed, where ``w`` was gathered."""
+    spec = jax.typeof(w).sharding.spec
+    return jax.sharding.reshard(
+        jnp.zeros(w.shape, jnp.float32), spec.update(reduced=frozenset(), unreduced=spec.reduced)
+    )
 
 
 def dropout_key(seed: int, step: jax.Array) -> jax.Array:
@@ -124,7 +152,7 @@ def make_losses(model: Transformer, objective: PredictsTokens) -> Callable[..., 
     def losses(params: Any, batch: Batch, weights: Metrics, key: jax.Array | None) -> Metrics:
         variables = {"params": params}
         hidden, _ = model.apply(variables, batch.inputs, batch.positions, batch.segments, key=key)
-        sums = objective.sums(lambda h: model.apply(variables, h, method="logits"), hidden, batch)
+        sums = objective.sums(scorer(model, params), hidden, batch)
         return {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
 
     return losses
