@@ -12,12 +12,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
+def _commit() -> str:
+    """The full hash, with "-dirty" behind it when a tracked file differs from that commit. Results do not
+    count: those of several benchmarks run one after another are all of one commit."""
+    git = ["git", "-C", str(HERE)]
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "diff", "HEAD", "--quiet", "--", "..", ":!results"], capture_output=True)
+    return (found or "unknown") + ("-dirty" if changed.returncode == 1 else "")
+
+
 def environment(*packages: str) -> dict:
     """Versions, commit and machine; no paths, no host name."""
-    # The full hash, with "-dirty" behind it when a tracked file differs from that commit.
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     return {
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "processor": platform.processor() or platform.machine(),

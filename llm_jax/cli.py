@@ -18,12 +18,12 @@ PREFIX = "--config."
 
 
 def main(function: Callable[[], None]) -> None:
-    """Runs an entry point. A UserError becomes one line on stderr and exit code 2."""
+    """Runs an entry point. A UserError becomes one line on stderr and its exit code, 2 for bad input."""
     try:
         function()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,15 @@ class UserError(Exception):
     keeps its traceback.
     """
 
+    code = 2
+
+
+class TryAgain(UserError):
+    """What the next start of the same command may not meet, such as a process that came too late. Its own
+    exit code lets a scheduler start the job again."""
+
+    code = 3
+
 
 class Stopped(BaseException):
     """A run ended by request. Not an Exception: nothing that handles errors may take it for one.

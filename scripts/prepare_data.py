@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llm_jax import cli
+from llm_jax import cli, storage
 from llm_jax.data import source
 from llm_jax.errors import UserError
 from llm_jax.text import shards
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--verify", metavar="DIR", help="check the shards there; needs no config")
     args, overrides = cli.parse(parser)
     if args.verify:
-        verify(Path(args.verify))
+        verify(storage.path(args.verify))
         return
     if not args.config or not args.output:
         parser.error("--config and --output are required, or --verify")
@@ -38,7 +38,11 @@ def main() -> None:
     if e.data.shards:
         parser.error("--output says where the shards go; leave --config.data.shards out")
     header = prepare(
-        e.data, e.tokenizer, Path(args.output), lambda line: print(line, file=sys.stderr), e.evaluation.sets
+        e.data,
+        e.tokenizer,
+        storage.path(args.output),
+        lambda line: print(line, file=sys.stderr),
+        e.evaluation.sets,
     )
     report(header)
 

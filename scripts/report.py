@@ -10,7 +10,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from llm_jax import cli, storage
 from llm_jax.report import compare, html, reader
@@ -30,9 +29,9 @@ def main() -> None:
     run = reader.read(args.workdir)
     if args.jsonl:
         text = "".join(json.dumps(record) + "\n" for record in run.story_without_time())
-        sys.stdout.write(text) if args.jsonl == "-" else storage.write_text(Path(args.jsonl), text)
+        sys.stdout.write(text) if args.jsonl == "-" else storage.write_text(storage.path(args.jsonl), text)
     if args.compare:
-        print(f"report: {compare.write([args.workdir, *args.compare.split(',')], Path(args.out))}")
+        print(f"report: {compare.write([args.workdir, *args.compare.split(',')], storage.path(args.out))}")
     elif args.jsonl != "-":
         print(f"report: {html.write(args.workdir, args.out)}")
 

@@ -9,7 +9,8 @@ The config file has sweep() beside get_config(): a list of points, each a dict o
 first one runs; each is trained by scripts/train.py in a process of its own, so that one which fails does not
 end the others, and its run directory is WORKDIR/runs/FINGERPRINT. The table of all is WORKDIR/table.csv and
 .jsonl. Several of these commands may run at once, with --index or without: none trains a point that another
-is training. Ctrl-C and SIGTERM save and say how to go on. Exit code 1: a point has failed.
+is training. Ctrl-C and SIGTERM save and say how to go on. Exit code 1: a point has failed. --emit=SCHEDULER
+writes a job that trains every point (scripts/launch.py).
 """
 
 import argparse
@@ -18,8 +19,9 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from llm_jax import cli
+from llm_jax import cli, storage
 from llm_jax.errors import Stopped
+from llm_jax.planning import launch
 from llm_jax.scaling import workers
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.sweep import RUNNING, SETTLED, Sweep, describe, resolve
@@ -40,11 +42,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="points at a time; they share the cores")
     parser.add_argument("--list", action="store_true", help="print index, fingerprint, status, overrides")
     parser.add_argument("--max-seconds", type=float, help="save and stop so long after the start")
+    launch.add_flags(parser)
     args, overrides = cli.parse(parser)
     if args.workers < 1:
         parser.error("--workers must be at least 1")
     points = resolve(cli.load_config(args.config), cli.load_sweep(args.config), overrides)
-    sweep = Sweep(Path(args.workdir), points)
+    if args.emit:
+        if args.index is not None or args.workers > 1 or args.list:
+            parser.error("--emit is for all points; leave --index, --workers and --list out")
+        launch.write(args, "scripts/sweep.py", overrides, len(points))
+        return
+    sweep = Sweep(storage.path(args.workdir), points)
     points = sweep.select(args.index)
     if args.list:
         for point in points:

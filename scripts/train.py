@@ -16,9 +16,8 @@ and under SLURM's srun the processes find one another; elsewhere say where proce
 
 import argparse
 import sys
-from pathlib import Path
 
-from llm_jax import cli, hosts
+from llm_jax import cli, hosts, storage
 from llm_jax import config as configs
 from llm_jax.hosts.find import find
 from llm_jax.report import html
@@ -62,7 +61,7 @@ def main() -> None:
 
 def finish(resolved: experiment.Experiment, workdir: str, result: dict) -> None:
     """Says how it came out, and writes the report."""
-    sections = SampleFile(RunDirectory(Path(workdir)).samples).read()
+    sections = SampleFile(RunDirectory(storage.path(workdir)).samples).read()
     print(sections[max(sections)])
     if result["loss"] is None:
         print(f"validation loss not finite: the run diverged\nreport: {html.write(workdir)}")

@@ -8,6 +8,7 @@ import tempfile
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
 
 import jax
+from bucket import bucket, doors  # noqa: F401  fixtures
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -18,6 +18,7 @@ ROOMS = [
     "objectives",
     "inference",
     "training",
+    "planning",
     "scaling",
     "report",
     "cli",

@@ -1,9 +1,12 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from llm_jax import storage
 from llm_jax.errors import UserError
+from llm_jax.storage import sealed
 
 VALUE = {"name": "ünï", "numbers": [1, 2.5, None, True], "text": 'a "quoted"\nline'}
 
@@ -122,7 +125,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_a_directory_without_permission_is_named(tmp_path, monkeypatch):
     """Asked of the system, as the tests may run as root, who may do anything but on a read-only disk."""
-    monkeypatch.setattr(storage.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}: no permission, or a read-only disk"):
         storage.make_directory(tmp_path)
 
@@ -145,14 +148,14 @@ def test_leftovers_are_what_a_kill_leaves_and_nothing_else(tmp_path):
 def test_a_kill_in_publish_leaves_a_leftover(tmp_path, monkeypatch):
     """No ``finally`` runs: here the clearing itself is taken away."""
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(storage.Path, "unlink", lambda *args: None)
+        patch.setattr(Path, "unlink", lambda *args: None)
         with storage.publish(tmp_path / "file"):
             exit()
     assert storage.leftovers(tmp_path) and names(tmp_path) == [storage.leftovers(tmp_path)[0].name]
 
 
 def test_content_hash_covers_files_of_any_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "HASH_CHUNK", 4)
+    monkeypatch.setattr(sealed, "HASH_CHUNK", 4)
     for text in ("", "abc", "abcd", "abcdefghi"):
         (tmp_path / "file").write_text(text)
         assert storage.content_hash(tmp_path / "file") == storage.text_hash(text)

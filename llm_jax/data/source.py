@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,26 +90,20 @@ def _token_files(directory: Path, entry: dict[str, Any]) -> Iterator[Callable[[]
 
 
 class _TokenFile:
-    """One file of tokens with its checksums.
-
-    Read by pread, not through a memory map: a file that is cut short or a disk that fails while a run
-    reads it gives an error with a name, where a map would end the process with a bus error.
-    """
+    """One file of tokens with its checksums."""
 
     def __init__(self, path: Path, tokens: int, dtype: np.dtype, crcs: np.ndarray) -> None:
         self._path, self.tokens, self._dtype = path, tokens, dtype
         self._size, self._crcs = tokens * dtype.itemsize, crcs
         self._checked = np.zeros(len(crcs), bool)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._ranges = storage.open_ranges(path)
         except FileNotFoundError:
             raise _damaged(path, "is missing") from None
         except OSError as error:
-            raise _damaged(path, f"cannot be read ({error.strerror})") from error
-        weakref.finalize(self, os.close, self._descriptor)
-        size = os.fstat(self._descriptor).st_size
-        if size != self._size:
-            raise _damaged(path, f"has {size:,} bytes, not {self._size:,}")
+            raise _damaged(path, f"cannot be read ({error.strerror or error})") from error
+        if self._ranges.size != self._size:
+            raise _damaged(path, f"has {self._ranges.size:,} bytes, not {self._size:,}")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of the file."""
@@ -134,9 +126,9 @@ class _TokenFile:
 
     def _bytes(self, begin: int, end: int) -> bytes:
         try:
-            data = os.pread(self._descriptor, end - begin, begin)
+            data = self._ranges.read(begin, end)
         except OSError as error:
-            raise _damaged(self._path, f"cannot be read ({error.strerror})") from error
+            raise _damaged(self._path, f"cannot be read ({error.strerror or error})") from error
         if len(data) != end - begin:
             raise _damaged(self._path, f"was cut short before byte {end:,}")
         return data

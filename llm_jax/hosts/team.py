@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from llm_jax.errors import UserError
+from llm_jax.errors import TryAgain
 
 MEET_SECONDS = 50.0  # for all processes to come
 SILENCE_SECONDS = 30  # of a machine that no longer answers
@@ -34,7 +34,7 @@ class Team:
         """Meets the others at host:port, where process 0 listens. lost: called, once and from a thread, with
         one line about who is gone and why; afterwards nothing is ever gathered.
 
-        Raises UserError, on every process that came, when some are missing after ``wait`` seconds.
+        Raises TryAgain, on every process that came, when some are missing after ``wait`` seconds.
         """
         self.count, self.index = count, index
         self._lost, self._ended = lost, False
@@ -85,7 +85,7 @@ class Team:
             both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
             server = socket.create_server(("", port), backlog=self.count, **both)
         except OSError as error:
-            raise UserError(f"cannot listen at port {port} for the other processes: {error}") from error
+            raise TryAgain(f"cannot listen at port {port} for the other processes: {error}") from error
         with server:
             while len(links) < self.count - 1 and (left := deadline - time.monotonic()) > 0:
                 server.settimeout(left)
@@ -99,7 +99,7 @@ class Team:
         for link in links.values():
             link.send({"missing": error if missing else ""})
         if missing:
-            raise UserError(error)
+            raise TryAgain(error)
         return links
 
     def _join(self, host: str, port: int, wait: float) -> dict[int, Link]:
@@ -115,9 +115,9 @@ class Team:
                 time.sleep(min(0.2, left))
                 continue
             if error:
-                raise UserError(error)
+                raise TryAgain(error)
             return {0: link}
-        raise UserError(
+        raise TryAgain(
             f"process 0 of {self.count} did not answer at {host}:{port} within {wait:.0f} s; start all, then "
             "try again"
         )

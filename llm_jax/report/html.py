@@ -33,7 +33,7 @@ td:first-child{color:#64748b}th{text-align:left}
 
 def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     """Writes the page to ``out`` (default: report.html in the run directory) and gives its path."""
-    path = Path(out) if out else RunDirectory(Path(workdir)).report
+    path = storage.path(out) if out else RunDirectory(storage.path(workdir)).report
     storage.write_text(path, page(reader.read(workdir)))
     return path
 

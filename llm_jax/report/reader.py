@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.training import metrics
 from llm_jax.training.metrics import VALIDATION, Record
@@ -76,7 +77,7 @@ class Run:
 
 def read(workdir: str | Path) -> Run:
     """Raises UserError for a directory that is not a run, or whose files are damaged."""
-    run = RunDirectory(Path(workdir))
+    run = RunDirectory(storage.path(workdir))
     if not run.config.exists():
         raise UserError(f"--workdir={workdir} is not a run directory: it has no config.json")
     return Run(

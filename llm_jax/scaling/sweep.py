@@ -151,6 +151,10 @@ class Sweep:
     def __init__(self, path: Path, points: tuple[Point, ...]) -> None:
         """Raises UserError for a directory that holds something else. It may hold another sweep, or an
         earlier form of this one: points that both have are run once."""
+        if not storage.has_locks(path):
+            raise UserError(
+                f"--workdir={path}: a sweep needs locks, which a bucket has not; use a disk that all see"
+            )
         self.path, self.points = path.expanduser().absolute(), points
         self._fingerprints: dict[int, str] = {}
         self._headers: dict[Path, dict[str, Any]] = {}
@@ -187,7 +191,7 @@ class Sweep:
 
     def shards(self, point: Point) -> Path:
         key = data_key(point.experiment)
-        return Path(key) if point.experiment.data.shards else self.path / "data" / key
+        return storage.path(key) if point.experiment.data.shards else self.path / "data" / key
 
     def complete(self, point: Point) -> Experiment | None:
         """With what the data decide; None before they are there. Raises UserError where they do not fit."""
@@ -202,7 +206,7 @@ class Sweep:
         header, init = self._header(point), point.experiment.init_from
         if header and point.index not in self._fingerprints:
             hashes = {"data": shards.content_id(header)}
-            hashes |= {"init": Source.find(Path(init).expanduser()).hash} if init else {}
+            hashes |= {"init": Source.find(storage.path(init)).hash} if init else {}
             self._fingerprints[point.index] = configs.fingerprint(self.complete(point), **hashes)
         return self._fingerprints.get(point.index)
 
@@ -238,7 +242,7 @@ class Sweep:
         """The config of a point for scripts/train.py: whole, so that nothing which happens to the config file
         while the sweep runs can reach it. For the process that holds its lock."""
         e = point.experiment
-        data = dataclasses.replace(e.data, shards=str(self.shards(point).absolute()))
+        data = dataclasses.replace(e.data, shards=str(storage.resolved(self.shards(point))))
         content = {"config": configs.to_dict(dataclasses.replace(e, data=data))}
         storage.remove_leftovers(directory.path)
         directory.outcome.unlink(missing_ok=True)

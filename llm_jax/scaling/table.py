@@ -32,7 +32,7 @@ from llm_jax.errors import UserError
 from llm_jax.models.flops import training_flops_per_token
 from llm_jax.scaling.sweep import FAILED, FINISHED, SETTLED, Point, Sweep
 from llm_jax.training import metrics
-from llm_jax.training.checkpoint import Source
+from llm_jax.training.checkpoint import Source, complete_steps
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.metrics import Record
 from llm_jax.training.rundir import RunDirectory
@@ -101,7 +101,7 @@ def numbers(run: RunDirectory) -> Row:
 
 def parameters(run: RunDirectory) -> Row:
     """Counted in the newest checkpoint, where there is one."""
-    if not any(run.checkpoints.glob("[0-9]*/manifest.json")):
+    if not complete_steps(run.checkpoints):
         return {}
     sizes = {name: math.prod(shape) for name, (shape, _) in Source.find(run.path).arrays.items()}
     inner = [size for name, size in sizes.items() if name not in ("embedding", "position_embedding")]

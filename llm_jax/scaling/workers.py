@@ -32,7 +32,7 @@ from llm_jax.scaling.sweep import (
 )
 from llm_jax.scaling.table import Row, Table
 from llm_jax.training import metrics
-from llm_jax.training.early_stopping import out_of_patience
+from llm_jax.training.early_stopping import at_the_end
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.signals import CODES, NOTICE, Stop
 
@@ -161,12 +161,12 @@ def outcome(code: int, story: list[metrics.Record], e: Experiment, log: Path) ->
     """(status, error) of a run whose process ended with an exit code, below 0 for a signal."""
     losses = [record["loss"] for record in metrics.evaluations(story)]
     newest = next((record for record in reversed(story) if record["kind"] == "train"), {})
-    at_the_end = newest.get("step") == e.steps or out_of_patience(losses, e.evaluation.patience)
+    complete = at_the_end(story, e.steps, e.evaluation.patience)
     given_up = newest.get("bad_in_row", 0) >= e.guard.patience
     error = last_error(code, log) if code else ""
-    if code >= 0 and (given_up or (at_the_end and losses[-1:] == [None])):
+    if code >= 0 and (given_up or (complete and losses[-1:] == [None])):
         return DIVERGED, error
-    if code == 0 and at_the_end:
+    if code == 0 and complete:
         return FINISHED, ""
     if code in CODES.values():  # a signal that came to it alone: it has saved
         return UNFINISHED, ""

@@ -44,6 +44,8 @@ def find(source: str, key: str = "data.text") -> list[Path]:
         raise UserError(f"{key}={source}: there are {' and '.join(EMBEDDED)}")
     if not source:
         raise UserError(f"{key} is empty; name a file, a directory or a glob")
+    if "://" in source:
+        raise UserError(f"{key}={source}: text is read from a disk; copy it, or make shards and name these")
     path = Path(source).expanduser()
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]

@@ -7,7 +7,6 @@ learns, and once to be encoded.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,20 +44,13 @@ def prepare(
             f"config.data.shards={config.shards} is not a shard set (it has no {shards.HEADER}); make it "
             "with scripts/prepare_data.py, or leave data.shards out"
         )
-    if directory.exists() and (directory.is_file() or any(directory.iterdir())):
+    if storage.occupied(directory):
         raise UserError(
             f"{directory / shards.HEADER} is missing: {directory} holds something else than a whole shard "
             "set; delete it or use another"
         )
-    storage.make_directory(directory.parent)
-    storage.remove_leftovers(directory.parent, directory.name)
-    temporary = storage.temporary_beside(directory)
-    storage.make_directory(temporary)
-    try:
+    with storage.publish_directory(directory, shards.HEADER) as temporary:
         _write(config, tokenizer_config, sets, recipe, temporary, say)
-        _publish(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return shards.read_header(directory)
 
 
@@ -190,13 +182,6 @@ def _write(
     for entry in sets:
         encoder.add_set(header, entry)
     shards.write_header(directory, header)
-
-
-def _publish(temporary: Path, directory: Path) -> None:
-    try:
-        temporary.rename(directory)
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror}; use another place") from error
 
 
 def _survey(config: DataConfig, source: SourceConfig, say: Say) -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ import numpy as np
 from llm_jax import hosts, storage
 from llm_jax.errors import UserError
 from llm_jax.training import norms
-from llm_jax.training.checkpoint import Checkpointer
+from llm_jax.training.checkpoint import MANIFEST, Checkpointer
 from llm_jax.training.rundir import RunDirectory
 
 KEPT = 2  # newest bad steps whose checkpoints stay; older ones are replayed from what the run still has
@@ -129,7 +127,8 @@ class BadSteps:
     def _forget(self) -> None:
         """Removes checkpoints of older bad steps: each may hold a whole state that the run has dropped."""
         for old in steps(self._run.bad_steps)[:-KEPT]:
-            shutil.rmtree(self._run.bad_steps / f"{old:08d}", ignore_errors=True)
+            with suppress(OSError):
+                storage.remove_tree(self._run.bad_steps / f"{old:08d}")
 
     def _end(self, step: int, in_row: int) -> UserError:
         if self._first is None:  # the streak began before the run was stopped and went on
@@ -148,21 +147,12 @@ class BadSteps:
 
 
 def keep_checkpoint(checkpoint: Path, directory: Path) -> None:
-    """Copies a checkpoint into ``directory``, which holds nothing else, by hard links: no room is taken
-    until the original is removed. Where files cannot be linked they are copied."""
-    target, partial = directory / checkpoint.name, directory / f".{checkpoint.name}"
-    if target.exists():
+    """Copies a checkpoint into ``directory``, which holds nothing else; on a disk by hard links."""
+    target = directory / checkpoint.name
+    if (target / MANIFEST).exists():
         return
     try:
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(checkpoint, partial, copy_function=_link)
-        partial.rename(target)
+        storage.remove_tree(directory)
+        storage.duplicate(checkpoint, target, MANIFEST)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error}; free or choose another") from error
-
-
-def _link(source: str, target: str) -> None:
-    with suppress(OSError):  # a file system without hard links
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)

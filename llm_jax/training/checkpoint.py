@@ -3,8 +3,9 @@
 ``checkpoints/00000500/state`` is orbax's; ``checkpoints/00000500/manifest.json`` is written last and
 holds the size and hash of every file, the shape of every array, the validation loss at that step if
 there was an evaluation, and what the run wants known ``about`` it. A directory without a manifest is
-what a kill left behind: it is not a checkpoint and is removed at the next start. Nothing outside this
-file knows orbax.
+what a kill left behind: it is not a checkpoint and is removed at the next start. Whether there is a manifest
+is asked by its name, never taken from a listing, which of a bucket may be old. Nothing outside this file
+knows orbax.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ class Checkpointer:
     ) -> None:
         """keep, keep_best, keep_every: see policy.kept; about: JSON values for every manifest. verify: "all"
         bytes before they are restored, or "off"."""
-        self._directory, self._about = directory.absolute(), dict(about or {})
+        self._directory, self._about = storage.resolved(directory), dict(about or {})
         self._keep = {"newest": keep, "best": keep_best, "every": keep_every}
         self._losses: dict[int, float] | None = None
         self._intact: set[int] = set()  # verified, and by this process so far not written again
@@ -77,19 +77,16 @@ class Checkpointer:
 
         def remove() -> None:
             storage.make_directory(self._directory)
-            for path in self._directory.iterdir():
+            for path in self._directory.glob("*"):
                 if path.is_dir() and not (path / MANIFEST).exists():
                     say(f"removing {path}: it was not complete")
-                    shutil.rmtree(path)
+                    storage.remove_tree(path)
 
         hosts.first_alone("clean", lambda: remove() if hosts.leads() else None)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first, as process 0 sees them."""
-        return hosts.gather("steps", self._listed())[0]
-
-    def _listed(self) -> list[int]:
-        return sorted(int(path.parent.name) for path in self._directory.glob(f"[0-9]*/{MANIFEST}"))
+        return hosts.gather("steps", complete_steps(self._directory))[0]
 
     def is_among_best(self, step: int, loss: float) -> bool:
         """Whether a checkpoint of this step and validation loss would be kept for its loss."""
@@ -101,9 +98,9 @@ class Checkpointer:
         survives a restart. A manifest that cannot be read has none, as its checkpoint cannot be restored."""
         if self._losses is None:
             found = {}
-            for step in self._listed():
+            for step in complete_steps(self._directory):
                 with suppress(UserError):
-                    loss = storage.read_sealed(self._directory / f"{step:08d}" / MANIFEST).get("loss")
+                    loss = storage.read_sealed(self._directory / _name(step) / MANIFEST).get("loss")
                     found |= {} if loss is None else {step: loss}
             self._losses = found  # as a whole: the thread that seals reads it, too
         return self._losses
@@ -114,10 +111,10 @@ class Checkpointer:
         loss: the validation loss at this step, if it was evaluated.
         """
         self.wait()
-        if step in self.steps():
+        path = self._directory / _name(step)
+        if hosts.gather("saved", (path / MANIFEST).exists())[0]:
             return
         self._intact.discard(step)
-        path = self._directory / f"{step:08d}"
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._orbax.save(path / "state", state)
@@ -146,14 +143,14 @@ class Checkpointer:
 
     def arrays(self, step: int) -> dict[str, list[Any]]:
         """{name: [shape, dtype]} of the arrays saved at ``step``."""
-        return storage.read_sealed(self._directory / f"{step:08d}" / MANIFEST)["arrays"]
+        return storage.read_sealed(self._directory / _name(step) / MANIFEST)["arrays"]
 
     def restore(self, step: int, target: Any) -> Any:
         """The state saved at ``step``, in the shardings of ``target`` (ShapeDtypeStructs).
 
         Raises Damaged naming the file that is missing or changed, UserError for an array that does not fit.
         """
-        path = self._directory / f"{step:08d}"
+        path = self._directory / _name(step)
         if damage := self.damage(step):
             raise Damaged(damage)
         _compare(path, self.arrays(step), describe(target))
@@ -163,7 +160,7 @@ class Checkpointer:
         """What is wrong with the bytes of a checkpoint, "" for nothing. A process reads its share, once."""
         if step in self._intact or self._verify == "off":
             return ""
-        path, began = self._directory / f"{step:08d}", time.monotonic()
+        path, began = self._directory / _name(step), time.monotonic()
         try:
             files = storage.read_sealed(path / MANIFEST)["files"]
             _verify(path, _share(files))
@@ -195,20 +192,19 @@ class Checkpointer:
                 raise Damaged(f"{damage}; no earlier checkpoint is intact: use another --workdir")
             say(f"{damage}; it is set aside")
             if hosts.leads():
-                aside = self._directory / f"damaged.{step:08d}"
-                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
-                (self._directory / f"{step:08d}").rename(aside)
+                aside = self._directory / f"damaged.{_name(step)}"
+                storage.set_aside(self._directory / _name(step), aside, MANIFEST)
             self._losses = None
         return None
 
     def _seal(self, path: Path, step: int, arrays: dict[str, Any]) -> None:
         try:
             self._orbax.wait_until_finished()
-            found = sorted(file for file in (path / "state").rglob("*") if file.is_file())
             # As process 0 lists them: a shared file system may show another process fewer.
-            names = hosts.gather("files", [file.relative_to(path).as_posix() for file in found])[0]
+            found = [file.relative_to(path).as_posix() for file in storage.files(path / "state")]
+            names = hosts.gather("files", found)[0]
             mine = {
-                name: {"bytes": (path / name).stat().st_size, "sha256": storage.content_hash(path / name)}
+                name: {"bytes": storage.size(path / name), "sha256": storage.content_hash(path / name)}
                 for name in _share(dict.fromkeys(names))
             }
             shares = hosts.gather("hashes", mine)
@@ -217,21 +213,24 @@ class Checkpointer:
                 about = {"loss": self.losses().get(step), "about": self._about}
                 manifest = {"step": step, "arrays": arrays, "files": files, **about}
                 storage.write_sealed(path / MANIFEST, manifest)
-                self._prune()
+                self._prune(step)
         except (OSError, ValueError) as error:
             raise _cannot_write(path, error) from error
         hosts.gather("sealed", step)
 
-    def _prune(self) -> None:
-        steps = self._listed()
-        for old in sorted({*steps} - policy.kept(steps, self.losses(), **self._keep)):
+    def _prune(self, step: int) -> None:
+        """After ``step`` was written, which a listing may not show yet."""
+        steps = sorted({*complete_steps(self._directory), step})
+        kept = policy.kept(steps, self.losses(), **self._keep)
+        storage.remember(self._directory, [_name(step) for step in kept])
+        for old in sorted({*steps} - kept):
             self._remove(old)
 
     def _remove(self, step: int) -> None:
         """The manifest first: half a checkpoint must not look like one."""
-        path = self._directory / f"{step:08d}"
+        path = self._directory / _name(step)
         (path / MANIFEST).unlink()
-        shutil.rmtree(path)
+        storage.remove_tree(path)
         self._losses = {kept: loss for kept, loss in self.losses().items() if kept != step}
 
 
@@ -247,11 +246,10 @@ class Source:
     def find(cls, path: Path) -> Source:
         """Of a run directory its newest checkpoint, or ``path`` itself. Raises UserError."""
         if not (path / MANIFEST).exists():
-            found = (path / "checkpoints").glob(f"[0-9]*/{MANIFEST}")
-            newest = max(found, key=lambda file: int(file.parent.name), default=None)
-            if newest is None:
+            steps = complete_steps(path / "checkpoints")
+            if not steps:
                 raise UserError(f"{path} is neither a checkpoint nor a run directory with one")
-            path = newest.parent
+            path = path / "checkpoints" / _name(steps[-1])
         return cls(path, storage.read_sealed(path / MANIFEST), storage.content_hash(path / MANIFEST))
 
     @property
@@ -279,7 +277,7 @@ class Source:
         options = ocp.checkpoint_utils.construct_restore_args(wanted)
         request = ocp.args.PyTreeRestore(wanted, restore_args=options, partial_restore=True)
         with ocp.PyTreeCheckpointer() as reader:
-            return reader.restore(self.path.absolute() / "state", args=request)["params"]
+            return reader.restore(storage.resolved(self.path) / "state", args=request)["params"]
 
 
 def _say_failures_once() -> None:
@@ -294,6 +292,17 @@ def _say_failures_once() -> None:
             previous(raised)
 
     sys.unraisablehook = hook
+
+
+def _name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def complete_steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints in a directory, oldest first."""
+    listed = {path.parent.name for path in directory.glob(f"[0-9]*/{MANIFEST}")}
+    names = listed.union(storage.remembered(directory))
+    return sorted(int(name) for name in names if (directory / name / MANIFEST).exists())
 
 
 def describe(state: Any) -> dict[str, list[Any]]:
@@ -311,11 +320,11 @@ def _verify(path: Path, files: Mapping[str, dict[str, Any]]) -> None:
     for name, expected in files.items():
         file = path / name
         try:
-            size, found = file.stat().st_size, storage.content_hash(file)
+            size, found = storage.size(file), storage.content_hash(file)
         except FileNotFoundError:
             raise Damaged(f"{file} is missing") from None
         except OSError as error:
-            raise Damaged(f"{file} cannot be read: {error.strerror}") from error
+            raise Damaged(f"{file} cannot be read: {error.strerror or error}") from error
         if size != expected["bytes"]:
             raise Damaged(f"{file} has {size} bytes, not {expected['bytes']}")
         if found != expected["sha256"]:
@@ -334,6 +343,7 @@ def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
     if system := re.search(r"os_error_code='(\d+)'", reason):  # tensorstore's, 400 characters long
         reason = os.strerror(int(system[1]))
+    reason = reason.partition(" [tensorstore_spec=")[0]
     return UserError(
         f"cannot write checkpoint {path}: {reason}; earlier checkpoints are intact, the same command "
         "goes on from the newest"

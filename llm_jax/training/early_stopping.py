@@ -5,6 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from llm_jax.training import metrics
+
+
+def at_the_end(story: list[metrics.Record], steps: int, patience: int) -> bool:
+    """Whether a run of so many steps, whose process ended by itself, has nothing left to do. One that was
+    killed may only lack its last checkpoint."""
+    newest = next((record for record in reversed(story) if record["kind"] == "train"), {})
+    losses = [record["loss"] for record in metrics.evaluations(story)]
+    return newest.get("step") == steps or out_of_patience(losses, patience)
+
 
 def out_of_patience(losses: Sequence[float | None], patience: int) -> bool:
     """Whether the last ``patience`` evaluations, at least, brought no loss below the best before them.

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from llm_jax import config as configs
-from llm_jax import hosts
+from llm_jax import hosts, storage
 from llm_jax.errors import Stopped, UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
@@ -112,7 +112,7 @@ def find_source(init_from: str, directory: RunDirectory, goes_on: bool) -> Sourc
     begun = directory.begun_from()
     if goes_on and (begun or not init_from):
         return None
-    source = Source.find(Path(init_from).expanduser()) if init_from else None
+    source = Source.find(storage.path(init_from)) if init_from else None
     if directory.config.exists() and (source.hash if source else "") != begun:
         raise UserError(
             f"{directory.path} began from {'another checkpoint' if begun else 'fresh parameters'} than "

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_jax import storage
 from llm_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -26,10 +26,10 @@ class MetricsWriter:
     """Appends records to a new segment. The first is a start, which says where the attempt goes on."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(directory)
         self.attempt = 1 + max((int(path.stem) for path in segments(directory)), default=0)
-        self._path = directory / f"{self.attempt:04d}.jsonl"
-        self._file = self._path.open("x", encoding="utf-8")
+        self._path = segment(directory, self.attempt)
+        self._log = storage.open_log(self._path)
 
     def write(
         self,
@@ -38,7 +38,7 @@ class MetricsWriter:
         values: Mapping[str, Any] | None = None,
         time: Mapping[str, float] | None = None,
     ) -> Record:
-        """One line, handed to the operating system at once, so that a killed run has lost none.
+        """One line. A killed run has lost none; on a bucket, those of the last half minute.
 
         values: numbers, texts, and mappings of these. Gives the record that was written.
         """
@@ -46,21 +46,20 @@ class MetricsWriter:
         if time:
             record["time"] = _plain(time)
         try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            self._log.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
         return record
 
     def sync(self) -> None:
-        """To the disk: what a checkpoint relies on must not be lost when the machine is."""
+        """To the disk or the bucket: what a checkpoint relies on must not be lost when the machine is."""
         try:
-            os.fsync(self._file.fileno())
+            self._log.sync()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        self._log.close()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,8 +75,18 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def segment(directory: Path, attempt: int) -> Path:
+    return directory / f"{attempt:04d}.jsonl"
+
+
 def segments(directory: Path) -> list[Path]:
-    return sorted(directory.glob("[0-9]*.jsonl"))
+    """Of all attempts, in order. They are numbered without gaps, so that one which a bucket does not list yet
+    is asked for by its name."""
+    newest = max((int(path.stem) for path in directory.glob("[0-9]*.jsonl")), default=0)
+    while segment(directory, newest + 1).exists():
+        newest += 1
+    found = (segment(directory, attempt) for attempt in range(1, newest + 1))
+    return [path for path in found if path.exists()]
 
 
 def read(directory: Path) -> list[Record]:
@@ -97,7 +106,7 @@ def read(directory: Path) -> list[Record]:
 
 def read_segment(path: Path) -> list[Record]:
     """All that one attempt wrote. Raises UserError as ``read`` does."""
-    records, lines = [], path.read_text(encoding="utf-8").splitlines()
+    records, lines = [], storage.read_log(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))

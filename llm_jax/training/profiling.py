@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from llm_jax import storage
 
 
 class Profiler:
@@ -16,7 +19,7 @@ class Profiler:
     def __init__(self, directory: Path, steps: tuple[int, int]) -> None:
         """steps: the first, and the one to stop before; (0, 0) traces nothing."""
         self._directory, (self._start, self._stop) = directory, steps
-        self._running = False
+        self._running, self._files = False, ExitStack()
 
     def at(self, step: int, state: Any) -> None:
         """To be called before every dispatch, with the state that it will change."""
@@ -25,14 +28,15 @@ class Profiler:
             return
         jax.block_until_ready(state)  # what was dispatched before belongs on the other side of the edge
         if wanted:
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(self._files.enter_context(storage.written_locally(self._directory)))
+            self._running = True
         else:
-            jax.profiler.stop_trace()
-        self._running = wanted
+            self.close()
 
     def close(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
+            self._files.close()
             self._running = False
 
 

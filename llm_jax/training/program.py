@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llm_jax import mesh
+from llm_jax import mesh, storage
 from llm_jax.data import loader
 from llm_jax.data.batch import Batch
 from llm_jax.data.splits import Splits
@@ -47,8 +47,8 @@ class Program:
     ) -> Program:
         """Makes the shard set at ``directory`` if it is not there, starts jax, and builds."""
         sets = experiment.evaluation.sets
-        header = prepare(experiment.data, experiment.tokenizer, Path(directory), say, sets)
-        return cls.build(complete(experiment, header["vocab_size"]), Path(directory))
+        header = prepare(experiment.data, experiment.tokenizer, storage.path(directory), say, sets)
+        return cls.build(complete(experiment, header["vocab_size"]), storage.path(directory))
 
     @classmethod
     def build(
@@ -76,7 +76,7 @@ class Program:
 
         Raises UserError when the directory holds no run or no checkpoint.
         """
-        run = RunDirectory(Path(workdir))
+        run = RunDirectory(storage.path(workdir))
         experiment = run.stored()
         checkpointer = Checkpointer(run.checkpoints, keep=1)
         newest = checkpointer.newest()

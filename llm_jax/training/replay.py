@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import storage
 from llm_jax.data.batch import Batch
 from llm_jax.errors import UserError
 from llm_jax.training import bad_steps, insides, metrics, norms, warm_start
@@ -25,7 +26,7 @@ from llm_jax.training.state import State
 
 def replay(workdir: str | Path, step: int | None, say: Callable[[str], None]) -> Finding:
     """Replays a step, by default the newest that a bad one is known of. Raises UserError without a run."""
-    run = RunDirectory(Path(workdir).expanduser())
+    run = RunDirectory(storage.path(workdir))
     experiment = run.stored()
     if experiment is None:
         raise UserError(f"--workdir={workdir} holds no run")
@@ -67,7 +68,7 @@ def _begin(program: Program, run: RunDirectory, step: int, say: Callable[[str], 
         return program.read(checkpointer, begin), begin
     if not run.begun_from():
         return program.init(), 0
-    source = Source.find(Path(program.experiment.init_from).expanduser())
+    source = Source.find(storage.path(program.experiment.init_from))
     if source.hash != run.begun_from():
         raise UserError(f"{source.path} is not what {run.path} began from; restore it to replay from step 0")
     return program.begin(warm_start.params_from(program, source, say)), 0

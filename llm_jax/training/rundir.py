@@ -30,7 +30,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        run = cls(Path(path).expanduser())
+        run = cls(storage.path(path))
         if run.path.exists() and not run.path.is_dir():
             raise UserError(f"--workdir={path} is a file; name a directory")
         if run.path.is_dir() and not run.config.exists():
@@ -117,7 +117,7 @@ class RunDirectory:
 
     def data_of(self, experiment: Experiment) -> Path:
         """The shard set that the run reads."""
-        return Path(experiment.data.shards) if experiment.data.shards else self.data
+        return storage.path(experiment.data.shards) if experiment.data.shards else self.data
 
     def begun_from(self) -> str:
         """The hash of the checkpoint whose parameters the run began with; "" for none."""

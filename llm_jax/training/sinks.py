@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, Protocol
 
 from llm_jax import config as configs
+from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.metrics import Record
@@ -54,13 +56,13 @@ class WeightsAndBiases:
 
     def __init__(self, project: str, directory: RunDirectory, experiment: Experiment) -> None:
         module = _import("wandb", "config.logging.wandb_project")
-        path = directory.path.resolve()
+        path, self._files = storage.resolved(directory.path), ExitStack()
         self._run = module.init(
             project=project,
             name=path.name,
             id=hashlib.sha256(str(path).encode()).hexdigest()[:16],
             resume="allow",
-            dir=str(path),
+            dir=str(self._files.enter_context(storage.written_locally(path))),
             config=configs.to_dict(experiment),
         )
         self._run.define_metric("*", step_metric="step")  # W&B's own step may not go back, ours does
@@ -70,6 +72,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+        self._files.close()
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from llm_jax import storage
 from llm_jax.data.source import TokenSource, damage
 from llm_jax.errors import UserError
 from llm_jax.text import shards, tokenizers
@@ -193,3 +194,33 @@ def test_swapped_token_files_are_noticed(tmp_path):
     second.write_bytes(data)
     with pytest.raises(UserError, match=r"train\.00000\.tokens is corrupt"):
         TokenSource(tmp_path, "train").check_all()
+
+
+def test_shards_in_a_bucket(bucket, monkeypatch, tmp_path):
+    """Read in ranges, checked like files; a whole file is never fetched for a few tokens."""
+    monkeypatch.setattr(storage.bucket, "RANGE_BYTES", 8)
+    directory = storage.path("gs://bucket/shards")
+    with storage.publish_directory(directory, shards.HEADER) as local:
+        stream = write(local)["train"]
+    assert damage(directory) == []
+    source = TokenSource(directory, "train")
+    before = bucket.fetched
+    np.testing.assert_array_equal(source.read(22, 23), stream[22:23])
+    assert bucket.fetched - before == 8
+    for start in range(0, 51, 3):
+        for stop in range(start, 51):
+            np.testing.assert_array_equal(source.read(start, stop), stream[start:stop])
+    assert bucket.fetched - before == 2 * len(stream)
+    name = "bucket/shards/train.00001.tokens"
+    good = bucket.stored[name][0]
+    bucket.put(name, good[:17] + b"!" + good[18:])
+    with pytest.raises(
+        UserError, match=r"gs://bucket/shards/train\.00001\.tokens is corrupt in bytes 16 to 24"
+    ):
+        TokenSource(directory, "train").read(28, 32)
+    bucket.put(name, good[:-2])
+    with pytest.raises(UserError, match=f"{name} has {len(good) - 2} bytes, not {len(good)}"):
+        TokenSource(directory, "train")
+    bucket.remove(name)
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        TokenSource(directory, "train")

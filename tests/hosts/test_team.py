@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llm_jax.errors import UserError
+from llm_jax import cli
+from llm_jax.errors import TryAgain, UserError
 from llm_jax.hosts.team import Team
 
 
@@ -114,11 +115,23 @@ def test_missing_processes_are_named_to_those_who_came(meet):
     found, _ = meet(4, who=[0, 2], wait=0.5)
     for error in found.values():
         assert str(error).startswith("processes 1, 3 of 4 did not come within 0 s")
+        assert isinstance(error, TryAgain)
 
 
 def test_process_0_missing(meet):
     found, _ = meet(2, who=[1], wait=0.5)
     assert "process 0 of 2 did not answer at localhost:" in str(found[1])
+    assert isinstance(found[1], TryAgain)
+
+
+@pytest.mark.parametrize("error, code", [(UserError("bad input"), 2), (TryAgain("too late"), 3)])
+def test_a_scheduler_can_tell_bad_input_from_bad_luck(error, code, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(fail)
+    assert stop.value.code == code and capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_a_stranger_who_knocks_is_ignored():

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from llm_jax.data.batch import Batch
-from llm_jax.mesh import MeshConfig, make_layout
+from llm_jax.mesh import AXES, Layout, MeshConfig, make_layout
 from llm_jax.objectives.cross_entropy import PredictsTokens, cross_entropy
 
 BATCH, LENGTH, DIM, VOCAB = 4, 12, 8, 20
 ONE = make_layout(MeshConfig(), jax.devices()[:1])
 EIGHT = make_layout(MeshConfig(2, 2, 2), jax.devices())
+CUT = make_layout(MeshConfig(fsdp=2, tensor=2, context=2), jax.devices())
+LAYOUTS = pytest.mark.parametrize("layout", [ONE, EIGHT, CUT], ids=["1", "2x2x2", "length cut"])
 LIMITS = {"whole": 1 << 26, "4 chunks": BATCH * VOCAB * 3, "one token": 1}
 
 
@@ -43,24 +45,25 @@ def make_loss(layout, max_logits):
 
     def loss(hidden, table, targets, weights):
         def logits_fn(hidden):
-            out = layout.spec("batch", None, "vocab")
+            out = layout.spec("batch", "length", "vocab")
             return jnp.einsum("bld,vd->blv", hidden, table, out_sharding=out)
 
-        sums = cross_entropy(logits_fn, hidden, targets, weights, max_logits)
+        sums = cross_entropy(logits_fn, layout.enter(hidden), targets, weights, max_logits)
         return sums["loss"], sums["accuracy"]
 
     return loss
 
 
 def place(layout, arrays):
-    axes = [("batch", None, None), ("vocab", None), ("batch", None), ("batch", None)]
+    axes = [("batch", "residual", None), ("vocab", None), ("batch", None), ("batch", None)]
     return [jax.device_put(x, layout.named(*names)) for x, names in zip(arrays, axes, strict=True)]
 
 
 def run(layout, max_logits, arrays):
-    """((loss, correct), gradients by hidden and table)."""
+    """((loss, correct), gradients by hidden and table). max_logits: over all devices."""
     with jax.set_mesh(layout.mesh):
-        step = jax.value_and_grad(make_loss(layout, max_logits), argnums=(0, 1), has_aux=True)
+        loss = make_loss(layout, max(1, max_logits // layout.mesh.size))
+        step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         return jax.device_get(jax.jit(step)(*place(layout, arrays)))
 
 
@@ -69,9 +72,9 @@ def assert_close(got, wanted, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("layout", [ONE, EIGHT], ids=["1", "2x2x2"])
+@LAYOUTS
 def test_equals_the_definition(layout, limit):
-    """In value and gradient, in any number of chunks, with the vocabulary whole or cut."""
+    """In value and gradient, in any number of chunks, with the vocabulary and the length whole or cut."""
     arrays = make_arrays()
     assert_close(run(layout, LIMITS[limit], arrays), reference(*arrays))
 
@@ -102,6 +105,31 @@ def test_no_more_logits_than_allowed(limit, chunk):
     shapes = [list(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)]
     sizes = [math.prod(shape) for shape in shapes if len(shape) > 2 and shape[-1] == VOCAB]
     assert max(sizes) == BATCH * chunk * VOCAB
+
+
+@pytest.mark.parametrize(
+    "sizes, chunks", [({"fsdp": 128}, 8), ({"fsdp": 32, "context": 4}, 2), ({"fsdp": 32, "tensor": 4}, 8)]
+)
+def test_chunks_by_what_one_device_holds(sizes, chunks):
+    """Llama 3's vocabulary on 128 chips, a row of 4,096 tokens on each: 2^26 logits are 523 of its tokens."""
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
+    layout = Layout(jax.sharding.AbstractMesh(shape, AXES, axis_types=explicit))
+    rows = 128 // sizes.get("context", 1)
+
+    def loss(hidden, table, targets, weights):
+        def logits_fn(hidden):
+            out = layout.spec("batch", "length", "vocab")
+            return jnp.einsum("bld,vd->blv", hidden, table, out_sharding=out)
+
+        hidden = layout.shard(hidden, "batch", "length", None)
+        return cross_entropy(logits_fn, hidden, targets, weights)["loss"]
+
+    with jax.sharding.use_abstract_mesh(layout.mesh):
+        arrays = [(rows, 4096, 8), (128_256, 8), (rows, 4096), (rows, 4096)]
+        types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in arrays]
+        jaxpr = jax.make_jaxpr(loss)(*types).jaxpr
+    assert [eqn.params["length"] for eqn in jaxpr.eqns if eqn.primitive.name == "scan"] == [chunks]
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -138,7 +166,8 @@ def test_entries_that_pad_the_vocabulary_change_nothing():
             return jnp.concatenate([logits, jnp.full((BATCH, LENGTH, padding), -1e30)], axis=-1)
 
         extras = ("z_loss", "smoothed_loss")
-        return cross_entropy(logits_fn, hidden, targets, weights, extras=extras, smoothing=0.2)
+        states = jnp.asarray(hidden)
+        return cross_entropy(logits_fn, states, targets, weights, extras=extras, smoothing=0.2)
 
     with jax.set_mesh(ONE.mesh):
         assert jax.jit(loss, static_argnums=0)(0) == jax.jit(loss, static_argnums=0)(12)
@@ -149,6 +178,7 @@ def test_objective_reports_sums_and_their_weights():
     (loss, correct), _ = reference(hidden, table, targets, weights)
     batch = Batch(targets, targets, weights, targets, targets)
     with jax.set_mesh(ONE.mesh):
+        hidden = jnp.asarray(hidden)
         sums = PredictsTokens().sums(lambda h: jnp.einsum("bld,vd->blv", h, table), hidden, batch)
         totals = PredictsTokens().weights(batch)
     assert_close(sums, {"loss": loss, "accuracy": correct})
@@ -175,7 +205,7 @@ def test_label_smoothing_and_z_loss(limit):
     with jax.set_mesh(ONE.mesh):
         sums = cross_entropy(
             lambda h: jnp.einsum("bld,vd->blv", h, table),
-            *(hidden, targets, weights),
+            *(jnp.asarray(hidden), targets, weights),
             *(LIMITS[limit], ("z_loss", "smoothed_loss"), 0.2),
         )
         totals = objective.weights(Batch(targets, targets, weights, targets, targets))
@@ -185,20 +215,21 @@ def test_label_smoothing_and_z_loss(limit):
     assert totals.keys() == sums.keys()
 
 
-@pytest.mark.parametrize("layout", [ONE, EIGHT], ids=["1", "2x2x2"])
+@LAYOUTS
 def test_the_loss_at_predicted_places_is_the_loss(layout):
-    """In value and gradient, with places of weight 0 among them; other places cost no logits."""
+    """In value and gradient, with places of weight 0 among them and a number that a cut length does not
+    divide; other places cost no logits."""
     hidden, table, targets, weights = make_arrays()
-    weights = weights * (np.argsort(np.argsort(-weights, axis=1), axis=1) < 5)
-    predict = np.argsort(-weights, axis=1, kind="stable")[:, :6].astype(np.int32)
+    weights = weights * (np.argsort(np.argsort(-weights, axis=1), axis=1) < 4)
+    predict = np.argsort(-weights, axis=1, kind="stable")[:, :5].astype(np.int32)
 
     def sums(hidden, table, targets, weights, predict):
         def logits_fn(x):
-            out = layout.spec("batch", None, "vocab")
+            out = layout.spec("batch", "length", "vocab")
             return jnp.einsum("bld,vd->blv", x, table, out_sharding=out)
 
         batch = Batch(targets, targets, weights, targets, targets, predict)
-        return PredictsTokens().sums(logits_fn, hidden, batch)["loss"]
+        return PredictsTokens().sums(logits_fn, layout.enter(hidden), batch)["loss"]
 
     with jax.set_mesh(layout.mesh):
         placed = place(layout, (hidden, table, targets, weights))
@@ -213,7 +244,7 @@ def test_top5_accuracy():
     batch = Batch(targets, targets, weights, targets, targets)
     with jax.set_mesh(ONE.mesh):
         sums = PredictsTokens().sums(
-            lambda h: jnp.einsum("bld,vd->blv", h, table), hidden, batch, evaluating=True
+            lambda h: jnp.einsum("bld,vd->blv", h, table), jnp.asarray(hidden), batch, evaluating=True
         )
         totals = PredictsTokens().weights(batch, evaluating=True)
     best = np.argsort(-(hidden @ table.T), axis=-1)[..., :5]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax import cli
+from llm_jax import cli, storage
 from llm_jax.errors import UserError
 from llm_jax.scaling.points import grid, zip_
 from llm_jax.scaling.sweep import Sweep, describe, resolve
@@ -124,8 +124,10 @@ def test_json_that_is_no_config_is_named(tmp_path):
             cli.load_config(f"{tmp_path}/{name}.json")
 
 
-def test_directories_that_are_something_else(points_of, tmp_path):
+def test_directories_that_are_something_else(points_of, tmp_path, bucket):
     points = points_of([{}])
+    with pytest.raises(UserError, match="gs://bucket/sweep: a sweep needs locks, which a bucket has not"):
+        Sweep(storage.path("gs://bucket/sweep"), points)
     with pytest.raises(UserError, match="is a file"):
         Sweep(tmp_path / "text.txt", points)
     with pytest.raises(UserError, match=r"is not a sweep's directory \(it holds text.txt\)"):

@@ -38,6 +38,11 @@ def test_documents_are_named_by_their_file(tree):
     ]
 
 
+def test_text_in_a_bucket_is_refused():
+    with pytest.raises(UserError, match=r"data\.text=gs://bucket/text: text is read from a disk; copy it"):
+        corpora.find("gs://bucket/text")
+
+
 @pytest.mark.parametrize("name", ["absent.txt", "absent/", "*.absent", "empty"])
 def test_nothing_found(tree, name):
     (tree / "empty").mkdir()

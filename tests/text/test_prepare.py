@@ -1,7 +1,10 @@
 import dataclasses
 import gzip
 import json
+import os
+import shutil
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -178,7 +181,7 @@ def test_killed_in_the_middle_leaves_what_the_next_call_clears(folder, monkeypat
     """A kill runs no ``finally``: here the clearing itself is taken away."""
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(shards, "write_header", lambda *args: exit())
-        patch.setattr(prepare.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
         make(folder)
     leftover = [name for name in listing(folder) if name != "text"]
     assert len(leftover) == 1 and leftover[0].startswith(".data.")
@@ -226,9 +229,9 @@ def test_a_full_disk_leaves_nothing_and_says_what_could_not_be_written(folder, f
 def test_a_read_only_place_is_named(folder, monkeypatch, where):
     """The directory above refuses; or it turns read-only while the set is written."""
     if where == "beside":
-        monkeypatch.setattr(storage.os, "access", lambda path, mode: path != folder)
+        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
     else:
-        monkeypatch.setattr(storage.Path, "replace", refuses)
+        monkeypatch.setattr(Path, "replace", refuses)
     with pytest.raises(UserError, match=f"cannot write .*{folder}") as raised:
         make(folder)
     assert "read-only" in str(raised.value).lower()
@@ -352,8 +355,8 @@ def test_a_set_that_could_not_be_added_changes_nothing(two, full_disk, monkeypat
         mix(two, sets=("news",))
     assert {path.name: path.read_bytes() for path in (two / "data").iterdir()} == before
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(storage.Path, "unlink", lambda *args: None)
-        patch.setattr(storage.Path, "replace", lambda *args: exit())
+        patch.setattr(Path, "unlink", lambda *args: None)
+        patch.setattr(Path, "replace", lambda *args: exit())
         mix(two, sets=("news",))
     assert len(storage.leftovers(two / "data")) > 0
     mix(two, sets=("news",))

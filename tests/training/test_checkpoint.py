@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bucket import ALL, NOTHING
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.training.checkpoint import MANIFEST, Checkpointer, Source
 
@@ -220,3 +223,78 @@ def test_a_disk_that_fills_during_a_save_is_one_line(tmp_path):
     checkpointer.save(2, large)
     checkpointer.wait()
     assert checkpointer.steps() == [1, 2]
+
+
+# ---- in a bucket: orbax writes through tensorstore's own client ----------------------------------
+
+IN_BUCKET = epath.Path("gs://bucket/run/checkpoints")
+
+
+@pytest.fixture(scope="module")
+def three_saved(doors):
+    """Two checkpoints of three, in a bucket whose listings do not show anything."""
+    doors.reset()
+    doors.shown = NOTHING
+    saved(IN_BUCKET, families.layout_of(2, 2, 2), steps=(10, 20, 30), keep=2).close()
+    return doors.content()
+
+
+@pytest.fixture
+def in_bucket(bucket, three_saved):
+    bucket.reset(three_saved)
+    bucket.shown = NOTHING
+    return IN_BUCKET
+
+
+def test_checkpoints_in_a_bucket_are_found_without_a_listing(bucket, in_bucket):
+    again = Checkpointer(in_bucket, keep=2)
+    assert again.steps() == [20, 30] and again.newest() == 30
+    assert Source.find(in_bucket.parent).path == in_bucket / "00000030"
+    target = state_on(families.layout_of(1, 4, 2), scale=0)
+    restored = again.restore(20, shapes(target))
+    np.testing.assert_array_equal(restored["w"], state_on(families.layout_of(), scale=20)["w"])
+    puts = len(bucket.puts)
+    again.save(30, target)  # it is there
+    again.close()
+    assert len(bucket.puts) == puts
+
+
+def test_an_old_listing_removes_no_complete_checkpoint(bucket, in_bucket):
+    """It shows the arrays of a checkpoint and not yet its manifest; of one that a kill left there is none."""
+    bucket.put(f"bucket/run/checkpoints/00000040/state/{MANIFEST}", b"half")
+    bucket.show_before("bucket/run/checkpoints/00000030/manifest.json")
+    assert in_bucket / "00000030" / "state" in [*in_bucket.glob("00000030/*")]
+    assert in_bucket / "00000030" / MANIFEST not in [*in_bucket.glob("00000030/*")]
+    assert in_bucket / "00000010" / MANIFEST in [*in_bucket.glob("00000010/*")]  # it was removed since
+    assert Checkpointer(in_bucket, keep=2).steps() == [20, 30]
+    Checkpointer(in_bucket, keep=2).clean()
+    assert Checkpointer(in_bucket, keep=2).newest() == 30
+    bucket.shown = ALL
+    Checkpointer(in_bucket, keep=2).clean()
+    assert [path.name for path in in_bucket.glob("000*")] == ["00000020", "00000030"]
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, in_bucket):
+    name = max(
+        (name for name in bucket.stored if "/00000030/state/" in name), key=lambda n: len(bucket.stored[n][0])
+    )
+    data = bytearray(bucket.stored[name][0])
+    data[len(data) // 2] ^= 1
+    bucket.put(name, data)
+    with pytest.raises(UserError, match=f"gs://{name} is corrupt.*that of step 20 is intact"):
+        Checkpointer(in_bucket, keep=2).newest()
+    bucket.shown = ALL
+    assert Checkpointer(in_bucket, keep=2).newest(skip=True) == 20
+    assert bucket.stored[name.replace("00000030", "damaged.00000030")][0] == data
+    assert Checkpointer(in_bucket, keep=2).steps() == [20]
+
+
+def test_a_save_in_a_bucket_that_fails_is_one_line(bucket, in_bucket, monkeypatch):
+    """The later start has the run: this one's checkpoint must not count."""
+    lock, checkpointer = storage.lock(in_bucket.parent / ".lock"), Checkpointer(in_bucket, keep=2)
+    bucket.put("bucket/run/.lock", b"of a later start")
+    with pytest.raises(UserError, match="was taken over by a later start"):
+        checkpointer.save(40, state_on(families.layout_of()))
+        checkpointer.wait()
+    lock.close()
+    assert Checkpointer(in_bucket, keep=2).steps() == [20, 30]

@@ -5,8 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from bucket import ALL, NOTHING
 
+from llm_jax import storage
 from llm_jax.errors import Stopped, UserError
+from llm_jax.report import html
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.checkpoint import MANIFEST
 from llm_jax.training.program import Program
@@ -42,15 +45,16 @@ POLICIES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Trains in a directory of this name; gives its path. stop_after: dispatches."""
+    """Trains in a directory of this name, or in a bucket; gives its path. stop_after: dispatches."""
     root = tmp_path_factory.mktemp("runs")
     (root / "text.txt").write_text(TEXT)
 
     def run(name, stop=None, **changes):
         own = {"data.text": str(root / "text.txt")} | SMALL | changes
         config = experiment.override(experiment.default_config(), own)
-        loop.run(experiment.resolve(config), root / name, say=lambda _: None, stop=stop)
-        return root / name
+        place = storage.path(name) if "://" in name else root / name
+        loop.run(experiment.resolve(config), place, say=lambda _: None, stop=stop)
+        return place
 
     return run
 
@@ -106,6 +110,23 @@ def test_stopped_and_resumed(trained, whole):
     assert story(cut) == story(whole) and len(story(whole)) == 40 + 4
     assert (cut / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
     assert saved(cut) == saved(whole)
+
+
+def test_in_a_bucket(trained, whole, bucket):
+    """Two attempts where no listing shows anything: the same story as on a disk."""
+    bucket.shown = NOTHING
+    place, changes = "gs://bucket/runs/a", POLICIES | {"logging.profile": "10:15"}
+    with pytest.raises(Stopped, match="at step 25 of 40"):
+        trained(place, After(5), **changes)
+    run = trained(place, **changes)
+    assert story(run) == story(whole)
+    assert (run / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
+    assert html.write(place) == run / "report.html" and "Curves" in (run / "report.html").read_text()
+    assert any(name.startswith("bucket/runs/a/profile/plugins/") for name in bucket.stored)
+    bucket.shown = ALL
+    assert saved(run) == saved(whole)
+    with pytest.raises(UserError, match="holds another experiment"):
+        trained(place, **changes | {"optimizer.learning_rate": 1.0})
 
 
 def test_what_is_kept(whole):

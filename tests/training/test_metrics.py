@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from bucket import NOTHING
 
+from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.training import metrics
 from llm_jax.training.metrics import MetricsWriter
@@ -34,6 +36,20 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path):
     assert [r["step"] for r in metrics.read(tmp_path)] == [0, 1, 2]
     attempt(tmp_path, 2, 3).close()
     assert [r["step"] for r in metrics.read(tmp_path) if r["kind"] == "train"] == [1, 2, 3]
+
+
+def test_in_a_bucket_that_lists_nothing(bucket, tmp_path):
+    """Attempts are found by their names; one that was killed has what came before its last sync."""
+    bucket.shown = NOTHING
+    directory = storage.path("gs://bucket/run/metrics")
+    killed = attempt(directory, 0, 4)
+    killed.sync()
+    killed.write("train", 5, {"loss": -1.0})
+    assert metrics.read(directory)[-1]["step"] == 4
+    attempt(directory, 4, 10).close()
+    attempt(tmp_path, 0, 10).close()
+    assert metrics.without_time(metrics.read(directory)) == metrics.without_time(metrics.read(tmp_path))
+    assert [path.name for path in metrics.segments(directory)] == ["0001.jsonl", "0002.jsonl"]
 
 
 def test_damage_elsewhere_is_named(tmp_path):

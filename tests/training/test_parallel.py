@@ -37,7 +37,7 @@ def gradients(config, layout, accumulation):
         @jax.jit
         def compute(params, batch):
             state = State.create(params, ())
-            return step.make_gradients(model, objective, 0)(state, batch, objective.weights(batch))
+            return step.make_gradients(model, objective, 0)(state, batch, step.loss_weights(model, objective, batch))
 
         means, grads = compute(params, families.place(batch, layout, lead=1))
     for grad, param in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):

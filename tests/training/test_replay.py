@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.objectives.clm import CLM
 from llm_jax.training import bad_steps, experiment, findings, insides, loop, metrics, replay, step
@@ -250,6 +251,23 @@ def test_checkpoints_of_bad_steps_are_linked_and_only_two_stay(tmp_path):
     copy, original = run.bad_steps / "00000021/00000020", run.checkpoints / "00000020"
     assert (copy / "state/array").samefile(original / "state/array")
     assert bad_steps.BadStep.read(run.bad_steps, 31).grad_norms == {"head": 2.0}
+
+
+def test_checkpoints_of_bad_steps_in_a_bucket(bucket):
+    """Copied inside it, once and again after a copy that was cut."""
+    run = RunDirectory(storage.path("gs://bucket/run"))
+    checkpoint, kept = run.checkpoints / "00000010", run.bad_steps / "00000011"
+    for name in ("state/array", "manifest.json"):
+        storage.write_text(checkpoint / name, name)
+    bucket.put("bucket/run/bad_steps/00000011/00000010/state/array", b"half")
+    for puts in (5, 5):
+        bad_steps.keep_checkpoint(checkpoint, kept)
+        assert len(bucket.puts) == puts
+    for name in ("state/array", "manifest.json"):
+        assert (kept / "00000010" / name).read_text() == name
+    step = bad_steps.BadStep(11, "bad", 1.0, 2.0, 3.0, 10, {"head": 2.0})
+    step.write(run.bad_steps)
+    assert bad_steps.BadStep.read(run.bad_steps, 11) == step and bad_steps.steps(run.bad_steps) == [11]
 
 
 def test_a_streak_that_began_before_a_restart_is_told_whole(tmp_path):
