@@ -3,7 +3,7 @@
 The mesh has Explicit axes: an array's sharding is part of its type, and a wrong one is an error at
 trace time. Models name the *logical* axes of their arrays; a ``Layout`` says on which mesh axes these
 lie. Parameters rest cut along ``fsdp`` and are gathered to be used: ZeRO-3 (Rajbhandari et al. 2020,
-arXiv 1910.02054). This is the only file that knows axis types and device flags.
+arXiv 1910.02054). This is the only file that knows axis types.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm_jax import hosts
+from llm_jax import flags, hosts
 from llm_jax.config import runtime
 from llm_jax.errors import UserError
 
@@ -40,6 +40,8 @@ TABLE = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "experts": ("expert",),
+    "groups": ("replica", "data", "fsdp"),  # the rows of a batch where the experts are dealt out
+    "features": ("tensor",),  # of tokens on their way to experts
     "layers": ("stage",),
 }
 STORED = {"embed": ("fsdp",)}  # of parameters at rest, beside TABLE
@@ -70,7 +72,8 @@ class MeshConfig:
     micro-batch, 1 = gradients are added up whole and cut once a step. Parameters and optimiser state always
     rest cut. cpu_devices: into how many devices a CPU is divided; 0 chooses the number of cores, or the
     largest smaller number that divides the batch. Single-threaded devices share a small model's work
-    better than one device whose products each use all cores.
+    better than one device whose products each use all cores. overlap_flags: tell the compilers for TPUs and
+    GPUs to run collectives beside computation (flags.py).
     """
 
     data: int = runtime(0)
@@ -83,6 +86,7 @@ class MeshConfig:
     recipe: str = runtime("ddp")
     zero: int = runtime(3)
     cpu_devices: int = runtime(0)
+    overlap_flags: bool = runtime(True)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -101,12 +105,14 @@ class MeshConfig:
 class Layout:
     """A mesh and what lies where on it, frozen together: hashable, so that jit re-traces when it changes.
 
-    zero: MeshConfig's. whole: logical axes that are not cut here, though the mesh could.
+    zero: MeshConfig's. whole: logical axes that are not cut here, though the mesh could. platform: of the
+    devices, in jax's words: cpu, gpu or tpu; it need not be that of this process.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     zero: int = 3
     whole: tuple[str, ...] = ()
+    platform: str = "cpu"
 
     @cached_property
     def _table(self) -> dict[str, tuple[str, ...]]:
@@ -160,13 +166,19 @@ class Layout:
         """A parameter at rest made whole along the mesh axes ``whole``, in ``dtype``, to be multiplied with
         activations that are cut along the logical axes ``over``. On the way back its gradient is
         reduce-scattered, and what is left, a shard, all-reduced over the other axes: the compiler left to
-        itself all-reduces all of it."""
+        itself all-reduces all of it. Along an axis that still cuts it, experts along ``expert``, there is
+        nothing to sum."""
         stored, w = jax.typeof(w).sharding.spec, w.astype(dtype)
-        summed = frozenset(axis for name in over for axis in self.axes(name))
-        if not summed or stored.reduced:  # one device, or gathered already: ``zero`` below 3
+        cuts = [
+            tuple(a for a in _mesh_axes(PartitionSpec(cut)) if a not in whole) for cut in stored.partitions
+        ]
+        gathered = _spec(cuts)
+        summed = frozenset(a for name in over for a in self.axes(name)) - set(_mesh_axes(gathered))
+        if summed <= stored.reduced:  # one device, or gathered already: ``zero`` below 3
             return w
-        cuts = (tuple(a for a in _mesh_axes(PartitionSpec(cut)) if a not in whole) for cut in stored)
-        return _gather(stored, _spec(list(cuts)), summed, w)
+        if stored.reduced:  # gathered but for axes that only this use has
+            return jax.sharding.reshard(w, gathered.update(reduced=summed))
+        return _gather(stored, gathered, summed, w)
 
     def scatter(self, grad: jax.Array, like: jax.Array) -> jax.Array:
         """The gradient of what ``gather`` gave, cut and summed as the parameter ``like`` rests."""
@@ -175,9 +187,14 @@ class Layout:
     def enter(self, x_bld: jax.Array) -> jax.Array:
         """From "residual" to "length": whole along tensor, for a layer whose weights are cut along it. The
         way back is a reduce-scatter."""
-        here, there = self.axes("residual"), self.axes("length")
-        gathered = tuple(axis for axis in here if axis not in there)
-        return jax.sharding.reshard(x_bld, _spec([self.axes("batch"), there, ()], reduced=gathered))
+        return self.widen(x_bld, "batch", "length", None)
+
+    def widen(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """``x`` made whole along the mesh axes that cut none of these logical axes. Its gradient, parts to be
+        summed along them, is reduce-scattered on the way back."""
+        cuts = [self.computed(name) for name in names]
+        gathered = set(_mesh_axes(jax.typeof(x).sharding.spec)) - {axis for cut in cuts for axis in cut}
+        return jax.sharding.reshard(x, _spec(cuts, reduced=gathered))
 
     def decoding(self) -> Layout:
         """The same with the length whole, for one token at a time."""
@@ -210,6 +227,14 @@ def _gather_backward(stored: PartitionSpec, _whole: Any, _summed: Any, _: None, 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
+def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """A policy of jax.checkpoint: keep everything for the backward pass but what ``gather`` gave."""
+    if primitive.name != "custom_vjp_call":
+        return True
+    equations = params["call_jaxpr"].jaxpr.eqns
+    return [equation.primitive.name for equation in equations] != ["reshard"]
+
+
 def _scatter(stored: PartitionSpec, grad: jax.Array) -> jax.Array:
     """Parts to be summed to shards of the sum: first over the axes that cut it, then over the others.
 
@@ -232,16 +257,16 @@ def _mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
 
 
 def start(config: MeshConfig, rows: int) -> MeshConfig:
-    """Sets device flags and gives the config with ``cpu_devices`` chosen.
+    """Sets compiler flags and gives the config with ``cpu_devices`` chosen.
 
     Call before anything asks jax for a device; later it has no effect on the devices.
     rows: the number of rows of one forward pass, which the CPU devices must be able to share.
     """
     count = config.cpu_devices or default_cpu_devices(rows)
     if count > 1:
-        flags = os.environ.get("XLA_FLAGS", "")
-        if "xla_cpu_multi_thread_eigen" not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        flags.add("cpu", flags.CPU)
+    if config.overlap_flags:
+        flags.overlap()
     with contextlib.suppress(RuntimeError):  # jax is already running: a notebook, or the tests
         jax.config.update("jax_num_cpu_devices", count)
     return dataclasses.replace(config, cpu_devices=count)
@@ -258,7 +283,27 @@ def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None)
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_shape(config, len(devices))
     mesh = Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    return Layout(mesh, zero=config.zero or (3 if mesh.shape["fsdp"] > 1 else 1))
+    zero = config.zero or (3 if mesh.shape["fsdp"] > 1 else 1)
+    return Layout(mesh, zero, platform=devices[0].platform)
+
+
+def abstract_layout(config: MeshConfig, device_count: int, slices: int = 1, platform: str = "cpu") -> Layout:
+    """The layout over devices that are not there: for shapes and shardings, not for values."""
+    sizes = mesh_shape(config, device_count)
+    _check_slices(sizes, slices)
+    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    zero = config.zero or (3 if mesh.shape["fsdp"] > 1 else 1)
+    return Layout(mesh, zero, platform=platform)
+
+
+def abstractly(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
+    """Within it shapes and shardings can be found, without a device."""
+    return jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh)
+
+
+def _check_slices(sizes: tuple[int, ...], slices: int) -> None:
+    if sizes[0] % slices:
+        raise UserError(f"config.mesh.replica={sizes[0]} is not a multiple of the {slices} slices; change it")
 
 
 def _arrange(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
@@ -266,8 +311,7 @@ def _arrange(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    if sizes[0] % slices:
-        raise UserError(f"config.mesh.replica={sizes[0]} is not a multiple of the {slices} slices; change it")
+    _check_slices(sizes, slices)
     inside, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
     return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 

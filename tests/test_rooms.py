@@ -9,6 +9,7 @@ ROOMS = [
     "errors",
     "config",
     "hosts",
+    "flags",
     "mesh",
     "storage",
     "hardware",

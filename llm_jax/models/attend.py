@@ -17,7 +17,7 @@ from llm_jax.mesh import Layout
 
 NOTHING = float(jnp.finfo(jnp.float32).min)  # the score of a key that may not be looked at
 
-# Above so many scores (1 GB in float32) the automatic choice is the blockwise kernel.
+# Above so many scores on a device (1 GB in float32) the automatic choice is the blockwise kernel.
 MAX_DENSE_SCORES = 1 << 28
 
 
@@ -25,8 +25,9 @@ class Mask(NamedTuple):
     """Who may look at whom: the same segment; if causal, not ahead; within a window, not too far.
 
     q_segments: int [batch, l], kv_segments: int [batch, m], 0 for padding. q_start: int, place of the first
-    query among the keys (more than 0 when decoding). window: int scalar or None; a query sees the keys at
-    a distance less than it, 0 = all.
+    query among the keys (more than 0 when decoding), known to be a multiple of q_multiple. window: int
+    scalar or None; a query sees the keys at a distance less than it, 0 = all. windows: what it may be, in
+    ascending order, for a kernel that must know when it is traced.
     """
 
     q_segments: jax.Array
@@ -34,6 +35,8 @@ class Mask(NamedTuple):
     causal: bool
     q_start: jax.Array | int = 0
     window: jax.Array | int | None = None
+    q_multiple: int = 1
+    windows: tuple[int, ...] = (0,)
 
     def dense(self) -> jax.Array:
         """bool [batch, l, m], True where a query may look."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from llm_jax.errors import UserError
 from llm_jax.mesh import Layout
-from llm_jax.models import attend
+from llm_jax.models import attend, context
 from llm_jax.models.attend import MAX_DENSE_SCORES, Mask, Scoring
 from llm_jax.models.blockwise import blockwise
 from llm_jax.models.layers import RMSNorm, dense
 from llm_jax.models.positions import POSITIONS
+from llm_jax.models.splash import splash, unfit
 
 
 class KVCache(NamedTuple):
@@ -52,22 +56,31 @@ class Layer(NamedTuple):
 class Kept(NamedTuple):
     """What a layer gives beside its output: the filled cache, and what was captured, else None.
 
-    hidden: the block's output [batch, length, d]; attention: float32 weights [batch, heads, l, m].
+    hidden: the block's output [batch, length, d]; attention: float32 weights [batch, heads, l, m]; router:
+    {name: float32 scalar} of a mixture of experts.
     """
 
     cache: KVCache | None = None
     hidden: jax.Array | None = None
     attention: jax.Array | None = None
+    router: dict[str, jax.Array] | None = None
 
 
-def choose(kernel: str, scores: int) -> attend.Kernel:
-    """The kernel of a name; "auto" takes the dense one while all ``scores`` fit comfortably."""
-    if kernel == "auto":
-        kernel = "dense" if scores <= MAX_DENSE_SCORES else "blockwise"
-    return KERNELS[kernel]
+def auto(
+    q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
+) -> jax.Array:
+    """On TPUs splash attention where it fits; else dense while a device's scores fit comfortably, else
+    blockwise. [batch, l, g, r, k]."""
+    scores = math.prod(q_blgrk.shape[:-1]) * k_bmgk.shape[1]
+    devices = layout.ways("batch") * layout.ways("kv_heads")
+    if layout.platform == "tpu" and not unfit(q_blgrk, k_bmgk, mask, scoring):
+        kernel = splash
+    else:
+        kernel = attend.dense if scores // devices <= MAX_DENSE_SCORES else blockwise
+    return kernel(q_blgrk, k_bmgk, v_bmgk, mask, scoring, layout)
 
 
-KERNELS = {"dense": attend.dense, "blockwise": blockwise}
+KERNELS = {"auto": auto, "dense": attend.dense, "blockwise": blockwise, "splash": splash}
 
 
 class Attention(nn.Module):
@@ -89,11 +102,16 @@ class Attention(nn.Module):
             cache = KVCache(k_bmgk, v_bmgk)
         slopes = POSITIONS[c.positions].slopes
         scoring = Scoring(None if slopes is None else jnp.asarray(slopes(c.num_heads)), c.attention_softcap)
-        mask = call.mask._replace(window=layer.window)
-        kernel = choose(c.kernel, x_bld.shape[0] * c.num_heads * x_bld.shape[1] * k_bmgk.shape[1])
+        mask = call.mask._replace(window=layer.window, windows=tuple(sorted({*c.windows})))
+        # Splash is for training: the queries of decoding are few, and start anywhere.
+        kernel = auto if c.kernel == "splash" and cache is not None else KERNELS[c.kernel]
+        if layout.axes("length"):
+            kernel = partial(context.attend, kernel)
         o_blhk = attend.attend(q_blhk, k_bmgk, v_bmgk, mask, scoring, layout, kernel)
         weights = None
         if "attention" in call.capture:
+            if layout.axes("length"):
+                raise UserError("attention weights can be captured where mesh.context is 1; set it")
             q_blgrk = attend.group_heads(q_blhk, c.kv_heads, layout)
             p_bgrlm = attend.dense_weights(q_blgrk, k_bmgk, mask, scoring, layout)
             by_head = layout.spec("batch", "heads", "length", None)

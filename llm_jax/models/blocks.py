@@ -9,6 +9,7 @@ from llm_jax.mesh import Layout
 from llm_jax.models.attention import Attention, Call, Kept, Layer
 from llm_jax.models.layers import NORMS, drop_path, dropout
 from llm_jax.models.mlp import MLP
+from llm_jax.models.moe import MoE
 
 
 class Block(nn.Module):
@@ -27,8 +28,13 @@ class Block(nn.Module):
     def attention(self) -> Attention:
         return Attention(self.config, self.layout, self.dtype, name="attention")
 
-    def mlp(self) -> MLP:
-        return MLP(self.config, self.layout, self.dtype, name="mlp")
+    def mlp(self, x_bld: jax.Array, call: Call, kept: Kept) -> tuple[jax.Array, Kept]:
+        """One MLP, or a mixture of experts, which adds to what is kept."""
+        own = {"config": self.config, "layout": self.layout, "dtype": self.dtype, "name": "mlp"}
+        if not self.config.num_experts:
+            return MLP(**own)(x_bld), kept
+        y_bld, router = MoE(**own)(x_bld, call.mask.q_segments, drops=kept.cache is None)
+        return y_bld, kept._replace(router=router)
 
     def branch(self, x_bld: jax.Array, layer: Layer, number: int) -> jax.Array:
         """A residual branch with its dropout and stochastic depth."""
@@ -45,7 +51,7 @@ class PreNormBlock(Block):
     def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
         h_bld, kept = self.attention()(self.norm("attention_norm")(x_bld), call, layer)
         x_bld = x_bld + self.branch(h_bld, layer, 0)
-        h_bld = self.mlp()(self.norm("mlp_norm")(x_bld))
+        h_bld, kept = self.mlp(self.norm("mlp_norm")(x_bld), call, kept)
         return x_bld + self.branch(h_bld, layer, 1), kept
 
 
@@ -58,7 +64,7 @@ class PostNormBlock(Block):
     def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
         h_bld, kept = self.attention()(x_bld, call, layer)
         x_bld = self.norm("attention_norm")(x_bld + self.branch(h_bld, layer, 0))
-        h_bld = self.mlp()(x_bld)
+        h_bld, kept = self.mlp(x_bld, call, kept)
         return self.norm("mlp_norm")(x_bld + self.branch(h_bld, layer, 1)), kept
 
 
@@ -69,7 +75,8 @@ class ParallelBlock(Block):
     def __call__(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, Kept]:
         h_bld = self.norm("norm")(x_bld)
         a_bld, kept = self.attention()(h_bld, call, layer)
-        return x_bld + self.branch(a_bld, layer, 0) + self.branch(self.mlp()(h_bld), layer, 1), kept
+        m_bld, kept = self.mlp(h_bld, call, kept)
+        return x_bld + self.branch(a_bld, layer, 0) + self.branch(m_bld, layer, 1), kept
 
 
 BLOCKS = {"prenorm": PreNormBlock, "postnorm": PostNormBlock, "parallel": ParallelBlock}

@@ -6,11 +6,13 @@ from llm_jax.models.transformer import ModelConfig
 
 
 def matmul_parameters(c: ModelConfig) -> int:
-    """Parameters that multiply every token: blocks and head (padded); no embedding look-ups, no gains."""
+    """Parameters that multiply every token: blocks and head (padded); no embedding look-ups, no gains. Of the
+    experts those that a token has, and the router."""
     attention = c.model_dim * c.head_size * 2 * (c.num_heads + c.kv_heads)
+    mlps = c.experts_per_token + c.shared_experts if c.num_experts else 1
     matrices = 3 if c.gated else 2
-    mlp = matrices * c.model_dim * c.mlp_size
-    return c.num_layers * (attention + mlp) + c.model_dim * c.padded_vocab
+    feed_forward = mlps * matrices * c.model_dim * c.mlp_size + c.model_dim * c.num_experts
+    return c.num_layers * (attention + feed_forward) + c.model_dim * c.padded_vocab
 
 
 def training_flops_per_token(c: ModelConfig, length: int, causal: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.config import identity, runtime
-from llm_jax.mesh import Layout
-from llm_jax.models import layers
+from llm_jax.mesh import Layout, all_but_gathered
+from llm_jax.models import layers, moe
 from llm_jax.models.attend import Mask
 from llm_jax.models.attention import Call, Kept, KVCache, Layer
 from llm_jax.models.blocks import BLOCKS, Block
@@ -36,10 +37,15 @@ class ModelConfig:
     window: a pattern over layers, repeated: how far a layer looks, in tokens, 0 = everywhere; (128, 128, 0)
     is ModernBERT's. rotary_local_base: of layers with a window, 0 = rotary_base.
     stochastic_depth: the last block's chance to be left out, growing linearly from 0 at the first.
+    num_experts: 0 = one MLP a block; else so many of mlp_dim each, of which every token has
+    experts_per_token, and shared_experts that all tokens have. capacity_factor: an expert takes so many times
+    its even share of a group's tokens and drops the rest; 0 = it takes all. routing_group: tokens of a group,
+    0 = a row. balance_loss, router_z_loss: coefficients, of each layer's own.
     logit_softcap, attention_softcap: cap * tanh(x / cap), 0 = none. embedding_norm: a norm after the
     embeddings. biases: of matrices and LayerNorms.
     dtype: of matrix products; "auto" = bfloat16 on TPU and GPU, float32 on CPU.
-    kernel: of attention; "auto" = dense while its scores are few, else blockwise.
+    kernel: of attention; "auto" = splash on TPUs where it fits, else dense while its scores are few, else
+    blockwise.
     scan_layers: compile one block and scan; unrolled is faster on a CPU but compiles longer.
     remat: recompute blocks in the backward pass instead of keeping their activations.
     """
@@ -63,6 +69,13 @@ class ModelConfig:
     qk_norm: bool = identity(False, neutral=False)
     activation: str = identity("swiglu")
     biases: bool = identity(False, neutral=False)
+    num_experts: int = identity(0, neutral=0)
+    experts_per_token: int = identity(2, neutral=2)
+    capacity_factor: float = identity(0.0, neutral=0.0)
+    routing_group: int = identity(0, neutral=0)
+    shared_experts: int = identity(0, neutral=0)
+    balance_loss: float = identity(0.01, neutral=0.01)
+    router_z_loss: float = identity(0.001, neutral=0.001)
     tied_head: bool = identity(True, neutral=True)
     logit_softcap: float = identity(0.0, neutral=0.0)
     attention_softcap: float = identity(0.0, neutral=0.0)
@@ -109,8 +122,8 @@ class ModelConfig:
 class Aux(NamedTuple):
     """What a forward pass gives beside the hidden states.
 
-    losses: {name: (sum, weight)} of the model's own losses; layers: what the blocks kept, stacked on a
-    leading axis: the filled cache, and what was captured.
+    losses: {name: (sum, weight)} of the model's own losses, those of ``moe.names``; layers: what the blocks
+    kept, stacked on a leading axis: the filled cache, and what was captured.
     """
 
     losses: dict[str, tuple[jax.Array, jax.Array]]
@@ -146,8 +159,8 @@ class Transformer(nn.Module):
         shape, std = (rows, self.config.model_dim), self.config.std(fan_in=self.config.model_dim)
         return self.layout.store(std * jax.random.normal(key, shape, jnp.float32), axis, "embed")
 
-    def _block(self) -> Block:
-        return BLOCKS[self.config.block](self.config, self.layout, self.config.dtype, parent=None)
+    def _block(self, config: ModelConfig) -> Block:
+        return BLOCKS[config.block](config, self.layout, config.dtype, parent=None)
 
     def _init_blocks(self, key: jax.Array) -> Any:
         """Parameters of all blocks, stacked on a leading axis."""
@@ -157,9 +170,9 @@ class Transformer(nn.Module):
         call = Call(ids, Mask(ids, ids, self.config.causal))
 
         def init_block(key: jax.Array) -> Any:
-            return self._block().init(key, x_bld, call, Layer())["params"]
+            return self._block(_any_length(self.config)).init(key, x_bld, call, Layer())["params"]
 
-        return jax.vmap(init_block)(jax.random.split(key, self.config.num_layers))
+        return jax.lax.map(init_block, jax.random.split(key, self.config.num_layers))
 
     def __call__(
         self,
@@ -172,7 +185,8 @@ class Transformer(nn.Module):
         cache_index: jax.Array | int = 0,
         capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, Aux]:
-        """tokens, positions, segments: int32 [batch, length] to hidden states [batch, length, d].
+        """tokens, positions, segments: int32 [batch, length] to hidden states [batch, length, d]. Where the
+        length is cut, a decoder's are dealt (``context.deal``), and so is what it gives.
 
         key: for dropout; None in evaluation. cache: [layers, batch, total, kv_heads, head_dim] pair;
         this call's tokens stand at ``cache_index`` of its rows (one segment a row). capture: "hidden"
@@ -187,17 +201,17 @@ class Transformer(nn.Module):
             mask = Mask(segments, segments, c.causal)
         else:
             mask = _decoding_mask(segments.shape, cache.k.shape[2], cache_index)
-        call = Call(positions, mask, cache_index, capture)
-        block = self._block()
+        call = Call(self.layout.shard(positions, "batch", "length"), mask, cache_index, capture)
+        block = self._block(c)
 
         def apply_block(x_bld: jax.Array, layer: tuple[Any, Layer]) -> tuple[jax.Array, Kept]:
             params, own = layer
             x_bld, kept = block.apply({"params": params}, x_bld, call, own)
             return x_bld, kept._replace(hidden=x_bld if "hidden" in capture else None)
 
-        x_bld, kept = _run_stack(apply_block, x_bld, (self.blocks, _layers(c, key, cache)), c)
+        x_bld, kept = _run_stack(apply_block, x_bld, (self.blocks, _layers(c, key, cache)), c, self.layout)
         x_bld = x_bld if BLOCKS[c.block].ends_normed else self.final_norm(x_bld)
-        return self.layout.enter(x_bld), Aux({}, kept)
+        return self.layout.enter(x_bld), Aux(_losses(c, kept, segments), kept)
 
     def head_matrix(self) -> jax.Array:
         """[padded_vocab, d], gathered: once for all the chunks of a loss. It is float32 again, so that their
@@ -227,18 +241,24 @@ class Transformer(nn.Module):
         """int32 [batch, length] to [batch, length, d]: token embeddings, with what the positions add, normed
         where the config says so."""
         c, scheme = self.config, POSITIONS[self.config.positions]
-        tokens, positions = (self.layout.shard(x, "batch", "residual") for x in (tokens, positions))
+        tokens, positions = (self.layout.shard(x, "batch", "length") for x in (tokens, positions))
         x_bld = self._look_up(self.embedding, tokens)
         if scheme.learnt:
             x_bld = x_bld + self._look_up(self.position_embedding, positions)
         if scheme.embed is not None:
             x_bld = x_bld + scheme.embed(positions, c.model_dim).astype(x_bld.dtype)
+        x_bld = self.layout.shard(x_bld, "batch", "residual", None)
         return self.embedding_norm(x_bld) if c.embedding_norm else x_bld
 
     def _look_up(self, table: jax.Array, ids_bl: jax.Array) -> jax.Array:
-        axes = {"whole": ("fsdp", "tensor"), "over": ("batch", "residual")}
-        w = self.layout.gather(table, self.config.dtype, **axes)
-        return w.at[ids_bl].get(out_sharding=self.layout.spec("batch", "residual", None))
+        w = self.layout.gather(table, self.config.dtype, whole=("fsdp", "tensor"))
+        return w.at[ids_bl].get(out_sharding=self.layout.spec("batch", "length", None))
+
+
+def _losses(c: ModelConfig, kept: Kept, segments: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The model's own losses, means over layers."""
+    weights = moe.loss_weights(c, segments)
+    return {name: (jnp.mean(kept.router[name]) * w, w) for name, w in weights.items() if name in kept.router}
 
 
 def _decoding_mask(shape: tuple[int, int], total: int, cache_index: jax.Array | int) -> Mask:
@@ -264,14 +284,20 @@ def _layers(c: ModelConfig, key: jax.Array | None, cache: KVCache | None) -> Lay
 
 def dummy_ids(layout: Layout) -> jax.Array:
     """int32 zeros, the smallest batch that the mesh can share; shapes ``init`` needs no more."""
-    zeros = jnp.zeros((layout.ways("batch"), layout.ways("residual")), jnp.int32)
-    return layout.shard(zeros, "batch", "length")
+    zeros = jnp.zeros((layout.ways("batch"), 2 * layout.ways("residual")), jnp.int32)
+    return layout.shard(zeros, "batch")
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
     """Fresh float32 parameters in their storage layout: a nested dict of arrays. Same on any mesh."""
     ids = dummy_ids(model.layout)
+    model = model.clone(config=_any_length(model.config))
     return model.init(key, ids, ids, ids)["params"]
+
+
+def _any_length(config: ModelConfig) -> ModelConfig:
+    """With the attention kernel that takes rows as short as ``dummy_ids``."""
+    return dataclasses.replace(config, kernel="dense")
 
 
 def scorer(model: Transformer, params: Any) -> Callable[[jax.Array], jax.Array]:
@@ -281,11 +307,13 @@ def scorer(model: Transformer, params: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def _run_stack(
-    apply_block: Callable, x_bld: jax.Array, stacked: Any, config: ModelConfig
+    apply_block: Callable, x_bld: jax.Array, stacked: Any, config: ModelConfig, layout: Layout
 ) -> tuple[jax.Array, Kept]:
     """Runs the blocks one after another, by a scan or unrolled; the same path for training and decoding."""
     if config.remat:
         apply_block = jax.checkpoint(apply_block)
+    elif layout.zero == 3 and layout.axes("embed"):  # kept, the gathered weights would be a whole model
+        apply_block = jax.checkpoint(apply_block, policy=all_but_gathered)
     if config.scan_layers:
         return jax.lax.scan(apply_block, x_bld, stacked)
     kept = []

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from llm_jax.config import identity
 from llm_jax.data.batch import Batch
 
-# The most float32 logits held at once, over all devices: 256 MB. Below it nothing is chunked.
+# The most float32 logits that a device holds at once: 256 MB. Below it nothing is chunked.
 MAX_LOGITS = 1 << 26
 PADDING = -1e29  # logits below it are of entries that pad the vocabulary
 
@@ -54,8 +55,7 @@ class PredictsTokens:
         """{name: sum}, float32 scalars."""
         targets, weights = batch.targets, batch.weights
         if batch.predict is not None:
-            hidden = jnp.take_along_axis(hidden, batch.predict[:, :, None], axis=1)
-            targets, weights = (jnp.take_along_axis(x, batch.predict, axis=1) for x in (targets, weights))
+            hidden, targets, weights = _at(batch.predict, hidden, targets, weights)
         extras = self.names(evaluating)[2:]
         return cross_entropy(
             logits_fn, hidden, targets, weights, extras=extras, smoothing=self.label_smoothing
@@ -74,13 +74,15 @@ def cross_entropy(
     """Sums over tokens of weight * value, in float32, for the values "loss", -log p(target), and "accuracy".
 
     hidden: [batch, length, d]; targets: int [batch, length]; weights: float32 [batch, length];
-    logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss", "smoothed_loss"
-    and "top5_accuracy". When the
-    logits of the whole batch would be more than ``max_logits`` numbers, they are made, used and made again
-    in the backward pass, chunk of the length after chunk.
+    logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss", "smoothed_loss" and
+    "top5_accuracy". When the logits of the batch would be more than ``max_logits`` numbers on a device, they
+    are made, used and made again in the backward pass, chunk of the length after chunk. Where the length is
+    cut, every chunk takes as much of each shard.
     """
-    vocab = jax.eval_shape(logits_fn, hidden).shape[-1]
-    count = _chunks(*hidden.shape[:2], vocab, max_logits)
+    logits = jax.eval_shape(logits_fn, hidden)
+    count = _chunks(*logits.sharding.shard_shape(logits.shape), max_logits)
+    by_token = PartitionSpec(*jax.typeof(hidden).sharding.spec.partitions[:2])
+    targets, weights = (jax.sharding.reshard(x, by_token) for x in (targets, weights))
 
     def chunk_sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> Sums:
         values = _values(logits_fn(hidden), targets, extras, smoothing)
@@ -95,6 +97,28 @@ def cross_entropy(
     chunks = tuple(_split_length(x, count) for x in (hidden, targets, weights))
     zeros = {name: jnp.zeros((), jnp.float32) for name in ("loss", "accuracy", *extras)}
     return jax.lax.scan(body, zeros, chunks)[0]
+
+
+def _at(
+    places: jax.Array, hidden: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, ...]:
+    """hidden, targets and weights at ``places`` [batch, k]. Where the length is cut it is made whole for it,
+    and the places are shared as it was, filled up to a multiple with some of weight 0."""
+    spec = jax.typeof(hidden).sharding.spec
+    missing = -places.shape[1] % _ways(hidden)
+    hidden = jax.sharding.reshard(hidden, PartitionSpec(spec.partitions[0]))
+    hidden = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    targets, weights = (jnp.take_along_axis(x, places, axis=1) for x in (targets, weights))
+    if missing:
+        hidden, targets, weights = (
+            jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]) for x in (hidden, targets, weights)
+        )
+    return jax.sharding.reshard(hidden, spec), targets, weights
+
+
+def _ways(x: jax.Array) -> int:
+    """Into how many shards the length of [batch, length, ...] is cut."""
+    return x.shape[1] // jax.typeof(x).sharding.shard_shape(x.shape)[1]
 
 
 def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoothing: float) -> Sums:
@@ -118,15 +142,18 @@ def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoo
 
 
 def _chunks(batch: int, length: int, vocab: int, max_logits: int) -> int:
-    """The fewest equal chunks of the length whose logits are few enough; else one token each."""
+    """The fewest equal chunks of a device's length whose logits are few enough; else one token each."""
     fitting = (n for n in range(1, length) if length % n == 0 and batch * length // n * vocab <= max_logits)
     return next(fitting, length)
 
 
 def _split_length(x: jax.Array, count: int) -> jax.Array:
-    """[batch, length, ...] to [count, batch, length / count, ...]."""
+    """[batch, length, ...] to [count, batch, length / count, ...], an equal part of each shard in each."""
     batch, length, *rest = x.shape
-    spec = jax.typeof(x).sharding.spec
-    split = jax.sharding.PartitionSpec(spec[0], None, *spec[1:])
-    x = jnp.reshape(x, (batch, count, length // count, *rest), out_sharding=split)
-    return jnp.moveaxis(x, 1, 0)
+    ways, spec = _ways(x), jax.typeof(x).sharding.spec
+    rows, cut, *others = spec.partitions
+    parts = PartitionSpec(rows, cut, None, None, *others, reduced=spec.reduced)
+    x = jnp.reshape(x, (batch, ways, count, length // ways // count, *rest), out_sharding=parts)
+    x = jnp.moveaxis(x, 2, 0)
+    chunks = PartitionSpec(None, rows, cut, *others, reduced=spec.reduced)
+    return jnp.reshape(x, (count, batch, length // count, *rest), out_sharding=chunks)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.data.batch import Batch
+from llm_jax.models import context
 from llm_jax.models.transformer import Transformer, scorer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training.step import Metrics
@@ -20,6 +21,7 @@ def make_evaluation(model: Transformer, objective: PredictsTokens) -> Callable[.
 
     def sums(params: Any, batch: Batch) -> Metrics:
         batch = jax.tree.map(lambda x: jnp.squeeze(x, (0, 1)), batch)
+        batch = context.deal(batch, model.layout, model.config.causal)
         variables = {"params": params}
         hidden, _ = model.apply(variables, batch.inputs, batch.positions, batch.segments)
         totals = objective.sums(scorer(model, params), hidden, batch, evaluating=True)

@@ -20,6 +20,7 @@ from llm_jax.config import choice, identity, part, runtime
 from llm_jax.data.packing import PACKINGS
 from llm_jax.errors import UserError
 from llm_jax.mesh import TABLE, MeshConfig
+from llm_jax.models import moe
 from llm_jax.models.attention import KERNELS
 from llm_jax.models.blocks import BLOCKS
 from llm_jax.models.layers import NORMS
@@ -235,7 +236,7 @@ def check_values(e: Experiment) -> None:
         "model.norm": NORMS,
         "model.activation": ACTIVATIONS,
         "model.block": BLOCKS,
-        "model.kernel": ("auto", *KERNELS),
+        "model.kernel": KERNELS,
         "model.dtype": ("auto", "float32", "bfloat16", "float16"),
         "init_vocabulary": INIT_VOCABULARY,
         "checkpoint.verify": ("all", "off"),
@@ -270,6 +271,7 @@ def check_model(e: Experiment) -> None:
             f"config.model.max_length={m.max_length} is less than "
             f"data.sequence_length={e.data.sequence_length}"
         )
+    moe.check(m, e.data.sequence_length)
     if m.causal != e.objective.causal:
         name = next(n for n, o in OBJECTIVES.items() if isinstance(e.objective, o))
         raise UserError(f"config.model.causal={m.causal}: {name} needs {e.objective.causal}")
@@ -325,13 +327,20 @@ def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
         ("num_kv_heads", "blocks/attention/key, kv_heads", m.kv_heads, "tensor"),
         ("mlp_dim", "blocks/mlp/in, mlp", m.mlp_size, "tensor"),
         ("vocab_size (padded)", "embedding, vocab", m.padded_vocab, "tensor"),
+        ("num_experts", "blocks/mlp/in, experts", m.num_experts, "expert"),
     )
-    length = math.prod(sizes[axis] for axis in TABLE["residual"])
+    length, pieces = math.prod(sizes[axis] for axis in TABLE["residual"]), 2 * sizes["context"]
     if e.data.sequence_length % length:
         raise UserError(
             f"config.data.sequence_length={e.data.sequence_length} is not divisible by context x tensor = "
             f"{length}, along which the length is cut between layers; change one"
         )
+    if m.causal and pieces > 2 and e.data.sequence_length % pieces:
+        raise UserError(
+            f"config.data.sequence_length={e.data.sequence_length} is not divisible by 2 x context = "
+            f"{pieces}, the pieces in which a decoder's length is dealt out; change one"
+        )
+    moe.check_mesh(m, e.data.sequence_length, sizes)
     for key, where, size, axis in cuts:
         if size % sizes[axis]:
             raise UserError(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.data.batch import Batch
+from llm_jax.models import context
 from llm_jax.models.transformer import scorer
 from llm_jax.training import norms, step
 from llm_jax.training.program import Program
@@ -84,9 +85,11 @@ def places_of(program: Program, params: Mapping[str, Any]) -> list[str]:
 def _forward(program: Program, params: Any, micro: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
     """(largest [n], finite [n, b, l], losses [b, l]) of one micro-batch; the last place is the loss."""
     model, objective, variables = program.model, program.experiment.objective, {"params": params}
-    embedded_bld = model.apply(variables, micro.inputs, micro.positions, method="embed")
+    order = {"layout": program.layout, "causal": model.config.causal}
+    dealt = context.deal(micro, **order)
+    embedded_bld = model.apply(variables, dealt.inputs, dealt.positions, method="embed")
     hidden_bld, aux = model.apply(
-        variables, micro.inputs, micro.positions, micro.segments, key=key, capture=("hidden",)
+        variables, dealt.inputs, dealt.positions, dealt.segments, key=key, capture=("hidden",)
     )
     last = [hidden_bld[None]] if "final_norm" in params else []
     parts = (embedded_bld[None], aux.layers.hidden, *last)
@@ -94,23 +97,25 @@ def _forward(program: Program, params: Any, micro: Batch, key: jax.Array) -> tup
     stream_nbld = jnp.concatenate(whole).astype(jnp.float32)
     finite_nbld = jnp.isfinite(stream_nbld)
     largest_n = jnp.max(jnp.where(finite_nbld, jnp.abs(stream_nbld), 0.0), axis=(1, 2, 3))
+    finite_nbl = program.layout.shard(jnp.all(finite_nbld, axis=-1), None, "batch", None)
+    finite_nbl = jax.vmap(partial(context.restore, **order))(finite_nbl)
 
     def total(weights_bl: jax.Array) -> jax.Array:
-        sums = objective.sums(scorer(model, params), hidden_bld, micro.replace(weights=weights_bl))
+        weighed = dealt.replace(weights=context.deal(weights_bl, **order))
+        sums = objective.sums(scorer(model, params), hidden_bld, weighed)
         return sum(sums[name] for name in {"loss", *objective.coefficients})
 
     # The sum is linear in the weights: its derivative by one of them is that token's own loss, and one
     # that is not a number does not reach the others.
     losses_bl = jnp.where(micro.weights != 0.0, micro.weights * jax.grad(total)(micro.weights), 0.0)
-    finite_nbl = jnp.concatenate([jnp.all(finite_nbld, axis=-1), jnp.isfinite(losses_bl)[None]])
-    return largest_n, finite_nbl, losses_bl
+    return largest_n, jnp.concatenate([finite_nbl, jnp.isfinite(losses_bl)[None]]), losses_bl
 
 
 def _backward(program: Program, state: State, batch: Batch) -> tuple[norms.Squares, Any]:
     """(sums of squares by layer, what is not finite) of the gradients of the whole step."""
     e = program.experiment
     gradients = step.make_gradients(program.model, e.objective, e.seed)
-    _, grads = gradients(state, batch, e.objective.weights(batch))
+    _, grads = gradients(state, batch, step.loss_weights(program.model, e.objective, batch))
     return norms.squares(grads), not_finite(grads)
 
 

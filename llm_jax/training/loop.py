@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from llm_jax import config as configs
-from llm_jax import hosts, storage
+from llm_jax import flags, hosts, storage
 from llm_jax.errors import Stopped, UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
@@ -80,6 +80,7 @@ def _run(
         checkpointer.clean(say)
         say(describe_config(program))
         say(describe(program, start))
+        say(flags.describe(program.layout.platform))
         with stop.deferred():
             state = train(program, state, start, directory, checkpointer, stop)
     except BaseException as error:

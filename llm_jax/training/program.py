@@ -135,7 +135,7 @@ class Program:
             sharding = NamedSharding(self.layout.mesh, spec)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        with jax.set_mesh(self.layout.mesh):
+        with mesh.abstractly(self.layout.mesh):
             key = jax.eval_shape(lambda: jax.random.key(0))
             return jax.tree.map(place, jax.eval_shape(self._create, key))
 
@@ -181,6 +181,11 @@ class Program:
         """``steps_per_dispatch`` updates; metrics are [steps]. The state given is used up."""
         with jax.set_mesh(self.layout.mesh):
             return self._steps(state, batches)
+
+    def lower(self, state: State, batches: Batch) -> jax.stages.Lowered:
+        """``steps`` for these shapes and shardings, to be compiled and not run."""
+        with jax.set_mesh(self.layout.mesh):
+            return self._steps.lower(state, batches)
 
     @cached_property
     def batches(self) -> loader.TrainBatches:

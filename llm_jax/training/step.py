@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.data.batch import Batch
+from llm_jax.models import context, moe
 from llm_jax.models.transformer import Transformer, scorer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training import norms
@@ -46,7 +47,7 @@ def make_step(
     gradients = make_gradients(model, objective, seed)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        weights = objective.weights(batch)
+        weights = loss_weights(model, objective, batch)
         means, grads = gradients(state, batch, weights)
         grad_squares = norms.squares(grads)
         grad_norm = norms.total(grad_squares)
@@ -88,6 +89,7 @@ def make_gradients(
     micro-batches one after another. A loss scale multiplies the loss before it is differentiated and
     divides the gradients; the means do not see it."""
     losses, layout = make_losses(model, objective), model.layout
+    coefficients = objective.coefficients | moe.coefficients(model.config)
 
     def gradients(state: State, batch: Batch, weights: Metrics) -> tuple[Metrics, Any]:
         key, whole = dropout_key(seed, state.step), _gathered(model, state.params)
@@ -95,7 +97,7 @@ def make_gradients(
 
         def loss(params: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
             means = losses(params, micro, weights, jax.random.fold_in(key, index))
-            return scale * sum(means[name] * c for name, c in objective.coefficients.items()), means
+            return scale * sum(means[name] * c for name, c in coefficients.items()), means
 
         def accumulate(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             (_, means), grads = jax.value_and_grad(loss, has_aux=True)(whole, *micro)
@@ -117,15 +119,16 @@ def make_gradients(
 
 def _gathered(model: Transformer, params: Any) -> Any:
     """What a micro-batch is given: the parameters as they rest, to be gathered layer by layer (ZeRO-3), or
-    the matrices whole, gathered once a step."""
+    the matrices whole, gathered once a step. A router stays float32: it computes in it."""
     if model.layout.zero == 3:
         return params
 
     def gather(path: Any, w: jax.Array) -> jax.Array:
-        if re.fullmatch(GAINS_AND_BIASES, parameter_name(path)):
+        name = parameter_name(path)
+        if re.fullmatch(GAINS_AND_BIASES, name):
             return w
         cut = "fsdp" in jax.tree.leaves(tuple(jax.typeof(w).sharding.spec))
-        return model.layout.gather(w, model.dtype if cut else w.dtype)
+        return model.layout.gather(w, model.dtype if cut and not name.endswith("/router") else w.dtype)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
@@ -143,6 +146,11 @@ def dropout_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), step)
 
 
+def loss_weights(model: Transformer, objective: PredictsTokens, batch: Batch) -> Metrics:
+    """{name: total weight} of the objective's losses and the model's own, of any number of batches."""
+    return objective.weights(batch) | moe.loss_weights(model.config, batch.segments)
+
+
 def make_losses(model: Transformer, objective: PredictsTokens) -> Callable[..., Metrics]:
     """(params, batch [rows, length], weights, dropout key) -> {name: sum / weight}.
 
@@ -150,9 +158,10 @@ def make_losses(model: Transformer, objective: PredictsTokens) -> Callable[..., 
     """
 
     def losses(params: Any, batch: Batch, weights: Metrics, key: jax.Array | None) -> Metrics:
-        variables = {"params": params}
-        hidden, _ = model.apply(variables, batch.inputs, batch.positions, batch.segments, key=key)
+        variables, batch = {"params": params}, context.deal(batch, model.layout, model.config.causal)
+        hidden, aux = model.apply(variables, batch.inputs, batch.positions, batch.segments, key=key)
         sums = objective.sums(scorer(model, params), hidden, batch)
+        sums |= {name: total for name, (total, _) in aux.losses.items()}
         return {name: total / jnp.maximum(weights[name], 1.0) for name, total in sums.items()}
 
     return losses

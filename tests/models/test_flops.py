@@ -11,7 +11,7 @@ from llm_jax.models import flops
 
 
 def dot_flops(jaxpr):
-    """2 * multiply-adds of every dot_general, inner programs included."""
+    """2 * multiply-adds of every dot_general and ragged_dot, inner programs included."""
     total = 0
     for equation in jaxpr.eqns:
         for value in equation.params.values():
@@ -22,6 +22,8 @@ def dot_flops(jaxpr):
             (contract, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
+        if equation.primitive.name.startswith("ragged_dot"):  # every row meets one of the matrices
+            total += 2 * math.prod(equation.invars[0].aval.shape) * equation.outvars[0].aval.shape[-1]
     return total
 
 

@@ -107,6 +107,16 @@ def test_no_more_logits_than_allowed(limit, chunk):
     assert max(sizes) == BATCH * chunk * VOCAB
 
 
+def test_a_cut_length_is_not_moved():
+    """Every chunk takes as much of each shard: on 4 devices along context nothing but sums is exchanged."""
+    layout = make_layout(MeshConfig(context=4), jax.devices()[:4])
+    with jax.set_mesh(layout.mesh):
+        arrays = place(layout, make_arrays())
+        text = jax.jit(make_loss(layout, BATCH * VOCAB)).lower(*arrays).compile().as_text()
+    assert "while(" in text
+    assert set(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)[-\w]*\(", text)) == {"all-reduce"}
+
+
 @pytest.mark.parametrize(
     "sizes, chunks", [({"fsdp": 128}, 8), ({"fsdp": 32, "context": 4}, 2), ({"fsdp": 32, "tensor": 4}, 8)]
 )

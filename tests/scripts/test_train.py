@@ -83,6 +83,10 @@ BAD = {
         ("--config.mesh.tensor=4", "--config.mesh.data=2"),
         "num_heads=2 is not divisible by mesh.tensor=4 (parameter blocks/attention/query, heads)",
     ),
+    "length and mesh": (
+        ("--config.data.sequence_length=36", "--config.mesh.context=4", "--config.mesh.data=2"),
+        "sequence_length=36 is not divisible by 2 x context = 8",
+    ),
     "mesh and devices": ("--config.mesh.fsdp=3", "does not fit 8 devices"),
     "endless warm-up": ("--config.schedule.warmup_steps=20", "must be less than steps=20"),
     "cadence": ("--config.evaluation.every=15", "not a multiple of steps_per_dispatch=10"),

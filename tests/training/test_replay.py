@@ -27,9 +27,9 @@ SMALL = {
     "global_batch_size": ROWS,
     "accumulation": 2,
     "steps_per_dispatch": 4,
-    "mesh.data": 2,
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
+    "mesh.context": 2,  # tokens are counted in their own order
     "data.validation": "position",
     "data.sequence_length": 16,
     "model.num_layers": 2,

@@ -1,0 +1,120 @@
+"""The whole training step compiled for a machine that is not there: memory and collectives as they will be.
+
+For TPUs by libtpu (the extra ``tpu``), with no chip; for a CPU by as many simulated devices as jax has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax import flags
+from llm_jax.data.batch import Batch
+from llm_jax.errors import UserError
+from llm_jax.mesh import make_layout
+from llm_jax.planning import collectives
+from llm_jax.planning.machine import Machine
+from llm_jax.planning.plan import Plan
+from llm_jax.training.program import Program
+
+QUIET = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_SKIP_MDS_QUERY": "1",
+}
+
+
+def compile_plan(plan: Plan) -> Plan:
+    """The plan with what the compiler says: memory, collectives, seconds, or that it does not fit. Raises
+    UserError where this machine cannot compile for that one."""
+    if plan.experiment.mesh.overlap_flags:
+        flags.overlap()
+    devices = find_devices(plan.machine)
+    program = Program(plan.experiment, make_layout(plan.experiment.mesh, devices), plan.program.directory)
+    state, batch = program.abstract_state(), abstract_batch(program)
+    began = time.monotonic()
+    try:
+        executable = program.lower(state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (found := out_of_memory(str(error))):
+            raise
+        said = {"out_of_memory": found, "seconds": time.monotonic() - began}
+        return dataclasses.replace(plan, compiled=said)
+    seconds = time.monotonic() - began
+    m = executable.memory_analysis()
+    parts = {
+        "arguments": m.argument_size_in_bytes,
+        "outputs": m.output_size_in_bytes,
+        "aliased": m.alias_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+    }
+    total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
+    made = collectives.read(executable.as_text(), program.layout.mesh.shape)
+    said = {
+        "memory": {**parts, "total": total},
+        "total": total,
+        "collectives": collectives.by_kind(made),
+        "seconds": seconds,
+    }
+    return dataclasses.replace(plan, compiled=said)
+
+
+def find_devices(machine: Machine) -> list[Any]:
+    """Devices to compile for. Raises UserError when there are none and says what is missing."""
+    if machine.is_tpu:
+        return tpu_devices(machine)
+    if machine.chip:
+        raise UserError(f"--compile for {machine.name} needs that GPU; the analytic plan needs nothing")
+    if len(jax.devices("cpu")) < machine.devices:
+        raise UserError(
+            f"jax has {len(jax.devices('cpu'))} CPU devices, {machine.name} needs {machine.devices}"
+        )
+    return jax.devices("cpu")[: machine.devices]
+
+
+def tpu_devices(machine: Machine) -> list[Any]:
+    """The devices of a topology, from libtpu, which needs no chip."""
+    from jax.experimental import topologies
+
+    for name, value in QUIET.items():  # else it asks the network what it runs on
+        os.environ.setdefault(name, value)
+    several = {"num_slices": machine.slices} if machine.slices > 1 else {}
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=machine.name, **several)
+    except (RuntimeError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--compile for {machine.name} needs libtpu (pip install 'llm_jax[tpu]'): {reason}; without it "
+            "the analytic plan still works"
+        ) from error
+    return list(topology.devices)
+
+
+def abstract_batch(program: Program) -> Batch:
+    """Shapes and shardings of one dispatch."""
+    e = program.experiment
+    shape = (e.steps_per_dispatch, e.accumulation, e.micro_batch, e.data.sequence_length)
+    sharding = program.layout.named(None, None, "batch", None)
+
+    def leaf(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return Batch(leaf(jnp.int32), leaf(jnp.int32), leaf(jnp.float32), leaf(jnp.int32), leaf(jnp.int32))
+
+
+def out_of_memory(message: str) -> str:
+    """What the compiler says of memory, in one line; "" if it says something else."""
+    found = re.search(r"[Uu]sed ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message)
+    if found:
+        return f"the compiler needs {found[1]} of {found[2]}"
+    return (
+        message.splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in message or "out of memory" in message.lower()
+        else ""
+    )

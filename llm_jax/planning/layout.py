@@ -1,0 +1,140 @@
+"""What lies where: every array of the state and of a layer, its logical place and its bytes on a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import PartitionSpec
+
+from llm_jax.mesh import Layout, abstract_layout
+from llm_jax.planning.machine import Machine
+from llm_jax.training.experiment import Experiment, check_mesh
+from llm_jax.training.program import Program
+from llm_jax.training.rules import parameter_name
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of the state. spec: of its dimensions; shard: its shape on one device."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: PartitionSpec
+    shard: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """On one device."""
+        return math.prod(self.shard) * _width(self.dtype)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes that cut it."""
+        return tuple(a for cut in self.spec if cut for a in ((cut,) if isinstance(cut, str) else cut))
+
+
+def prepare(experiment: Experiment, machine: Machine) -> Program:
+    """The program of a complete experiment on devices that need not be there. Raises UserError where the
+    mesh does not fit the machine or the model."""
+    layout = abstract_layout(experiment.mesh, machine.devices, machine.slices, machine.platform)
+    model = experiment.model
+    if model.dtype == "auto":
+        model = dataclasses.replace(model, dtype="bfloat16" if machine.chip else "float32")
+    experiment = dataclasses.replace(experiment, model=model)
+    check_mesh(experiment, layout.mesh.shape)
+    return Program(experiment, layout, Path("unused"))
+
+
+def state(program: Program) -> dict[str, list[Array]]:
+    """{part of the state: its arrays}: params, opt_state, ema, and what is left."""
+    abstract = program.abstract_state()
+    found: dict[str, list[Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        part, _, name = parameter_name(path).partition("/")
+        shard = shard_shape(leaf.shape, leaf.sharding.spec, program.layout.mesh.shape)
+        array = Array(name, leaf.shape, str(leaf.dtype), leaf.sharding.spec, shard)
+        found.setdefault(part, []).append(array)
+    return found
+
+
+def shard_shape(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mapping[str, int]) -> tuple[int, ...]:
+    cuts = [
+        1 if not c else math.prod(mesh[a] for a in ((c,) if isinstance(c, str) else c))
+        for c in spec.partitions
+    ]
+    cuts += [1] * (len(shape) - len(cuts))
+    return tuple(size // cut for size, cut in zip(shape, cuts, strict=True))
+
+
+def _width(dtype: str) -> int:
+    return 8 if dtype.startswith("key") else jax.numpy.dtype(dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a device works on in one micro-batch. rows, length: of its part of the batch; residual: of the
+    length between layers; width: bytes of a number in computation."""
+
+    rows: int
+    length: int
+    residual: int
+    width: int
+
+    @classmethod
+    def of(cls, e: Experiment, layout: Layout) -> Tokens:
+        length = e.data.sequence_length
+        return cls(
+            e.micro_batch // layout.ways("batch"),
+            length // layout.ways("length"),
+            length // layout.ways("residual"),
+            _width(e.model.dtype),
+        )
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.length
+
+
+def activations(e: Experiment, layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{name: (shape on a device, logical axes)} of what one block makes of a micro-batch."""
+    c, t = e.model, Tokens.of(e, layout)
+    heads, groups = c.num_heads // layout.ways("heads"), c.kv_heads // layout.ways("kv_heads")
+    features = c.mlp_size // layout.ways("mlp")
+    whole = (t.rows, t.length, c.model_dim)
+    between = (t.rows, t.residual, c.model_dim)
+    attention, mlp = "batch, length, heads, head", "batch, length, mlp"
+    return {
+        "residual stream": (between, "batch, residual, -"),
+        "attention_norm": (between, "batch, residual, -"),
+        "attention input": (whole, "batch, length, -"),
+        "query": ((t.rows, t.length, heads, c.head_size), attention),
+        "key": ((t.rows, t.length, groups, c.head_size), attention),
+        "value": ((t.rows, t.length, groups, c.head_size), attention),
+        "attention output": ((t.rows, t.length, heads, c.head_size), attention),
+        "after attention": (between, "batch, residual, -"),
+        "mlp_norm": (between, "batch, residual, -"),
+        "mlp input": (whole, "batch, length, -"),
+        **{name: ((t.rows, t.length, features), mlp) for name in (("gate",) if c.gated else ())},
+        "in": ((t.rows, t.length, features), mlp),
+        "activated": ((t.rows, t.length, features), mlp),
+    }
+
+
+def parameters(arrays: list[Array]) -> dict[str, int]:
+    """{group: count}: embedding, head, and the rest by the modules of a block; "total"."""
+    groups: dict[str, int] = {}
+    for array in arrays:
+        parts = array.name.split("/")
+        group = "/".join(parts[:2]) if parts[0] == "blocks" else parts[0]
+        groups[group] = groups.get(group, 0) + array.size
+    return {**groups, "total": sum(groups.values())}

@@ -1,0 +1,62 @@
+"""How many bytes of a device a step takes, by what they are for."""
+
+from __future__ import annotations
+
+from llm_jax.mesh import Layout
+from llm_jax.objectives import cross_entropy
+from llm_jax.planning import residuals
+from llm_jax.planning.layout import Array, Tokens
+from llm_jax.training.experiment import Experiment
+from llm_jax.training.program import Program
+
+BATCH_LEAVES = 5  # inputs, targets, weights, positions, segments: four bytes each
+RESERVED = 0.03  # of a device's memory that its system and the program's code take
+PARTS = {"params": "parameters", "opt_state": "optimizer", "ema": "running mean"}
+
+
+def estimate(program: Program, state: dict[str, list[Array]]) -> dict[str, float]:
+    """{cause: bytes on a device} at the worst moment of a step, and "total".
+
+    Parameters, optimiser, batch and what the forward pass keeps are counted exactly. The rest is what must be
+    there beside them when the loss is computed or a layer differentiated, whichever is more.
+    """
+    e, layout = program.experiment, program.layout
+    causes = {PARTS[part]: float(sum(a.bytes for a in state[part])) for part in PARTS if part in state}
+    rows = e.micro_batch // layout.ways("batch") * e.accumulation * e.steps_per_dispatch
+    causes["batch"] = rows * e.data.sequence_length * 4.0 * BATCH_LEAVES
+    causes["gradients"] = gradients(layout, state["params"])
+    causes["activations"] = residuals.kept(program, e.model.remat)
+    in_loss = {"head": head(e, layout), "logits": logits(e, layout)}
+    in_layer = {"gathered layer": 2 * gathered_layer(program, state["params"])}
+    if e.model.remat:
+        layers = e.model.num_layers // layout.mesh.shape["stage"]
+        in_layer["layer"] = (residuals.kept(program, False) - causes["activations"]) / layers
+    causes |= max(in_loss, in_layer, key=lambda worst: sum(worst.values()))
+    return {**causes, "total": sum(causes.values())}
+
+
+def gradients(layout: Layout, params: list[Array]) -> float:
+    """The float32 sum over micro-batches: cut as parameters are, or whole along fsdp (ZeRO-1)."""
+    whole = layout.mesh.shape["fsdp"] if layout.zero == 1 else 1
+    return float(sum(a.bytes * (whole if "fsdp" in a.axes else 1) for a in params))
+
+
+def gathered_layer(program: Program, params: list[Array]) -> float:
+    """The gradients of a layer's matrices before they are cut; the next layer, on its way, is as large."""
+    mesh, width = program.layout.mesh.shape, Tokens.of(program.experiment, program.layout).width
+    blocks = [a for a in params if a.name.startswith("blocks/") and len(a.shape) > 2]
+    layers = 1 if program.layout.zero == 3 else blocks[0].shape[0] // mesh["stage"]  # all of them at once
+    return sum(a.bytes / 4 * width * mesh["fsdp"] / (a.shape[0] // mesh["stage"]) for a in blocks) * layers
+
+
+def head(e: Experiment, layout: Layout) -> float:
+    """The gathered head as it is multiplied, and its gradient in float32."""
+    c, t = e.model, Tokens.of(e, layout)
+    return c.padded_vocab / layout.ways("vocab") * c.model_dim * (t.width + 4)
+
+
+def logits(e: Experiment, layout: Layout) -> float:
+    """Float32 scores of a chunk, their exponentials and their gradient."""
+    c, t = e.model, Tokens.of(e, layout)
+    all_of_them = t.count * c.padded_vocab / layout.ways("vocab")
+    return 3 * 4 * min(all_of_them, cross_entropy.MAX_LOGITS)

@@ -1,0 +1,85 @@
+"""The least time a step can take: products, memory and network, each at its peak."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llm_jax.mesh import Layout
+from llm_jax.models import flops
+from llm_jax.planning.collectives import Collective
+from llm_jax.planning.layout import Array, Tokens, activations
+from llm_jax.planning.machine import Machine
+from llm_jax.planning.memory import head
+from llm_jax.training.experiment import Experiment
+
+PASSES = 3  # over every product: forward, and back to the input and to the weight
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step on every device. Lower bounds: nothing waits for anything else."""
+
+    compute: float
+    memory: float
+    network: float
+    step_flops: float  # of the model over all devices, by what its mask leaves; recomputation not counted
+    tokens: int
+    peak: float  # FLOP/s of all devices
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory, self.network)
+
+    @property
+    def limit(self) -> str:
+        return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
+
+    @property
+    def mfu(self) -> float:
+        """The share of the peak that the model's own FLOPs, attention by its mask, can reach."""
+        return self.step_flops / (self.seconds * self.peak)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+def bound(
+    e: Experiment, layout: Layout, machine: Machine, params: list[Array], network: list[Collective]
+) -> Roofline:
+    """Of a machine whose chip is known."""
+    tokens = e.global_batch_size * e.data.sequence_length
+    model = tokens * flops.training_flops_per_token(e.model, e.data.sequence_length, e.model.causal)
+    peak = machine.chip.flops * machine.devices
+    return Roofline(
+        compute=executed(e, tokens) / peak,
+        memory=moved(e, layout, params) / machine.chip.bandwidth,
+        network=sum(one.sent / machine.bandwidth(one.axes, one.group) for one in network),
+        step_flops=model,
+        tokens=tokens,
+        peak=peak,
+    )
+
+
+def executed(e: Experiment, tokens: int) -> float:
+    """FLOPs of a step over all devices: of attention only what its mask leaves, and the blocks' forward pass
+    once more where it is recomputed."""
+    c, length = e.model, e.data.sequence_length
+    done = flops.training_flops_per_token(c, length, causal=c.causal)
+    in_head = PASSES * 2 * c.model_dim * c.padded_vocab
+    again = (done - in_head) / PASSES if c.remat else 0.0
+    return tokens * (done + again)
+
+
+def moved(e: Experiment, layout: Layout, params: list[Array]) -> float:
+    """Bytes between a device and its memory in a step: activations written and read by every pass, gathered
+    weights likewise, and the optimiser's seven float32 numbers a parameter."""
+    t, c = Tokens.of(e, layout), e.model
+    passes = PASSES + (1 if c.remat else 0)
+    layers = c.num_layers // layout.mesh.shape["stage"]
+    of_layer = sum(math.prod(shape) for shape, _ in activations(e, layout).values()) * t.width
+    weights = sum(a.bytes / 4 * t.width for a in params) * layout.mesh.shape["fsdp"]
+    once = sum(a.bytes for a in params) * 7.0
+    per_micro = 2 * passes * (layers * of_layer + weights) + head(e, layout)
+    return e.accumulation * per_micro + once
