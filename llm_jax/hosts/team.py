@@ -141,6 +141,8 @@ class Team:
                     break
                 elif "lost" in message:
                     return self._end(message["lost"])
+        except ConnectionResetError:  # killed with messages unread
+            pass
         except (OSError, ValueError) as error:
             reason = f"its connection broke ({error})"
         if peer not in self._closed:

@@ -85,6 +85,19 @@ def test_a_killed_process_is_named_to_all_others(meet, gone):
         assert len(losses[i]) == 1 and losses[i][0].startswith(f"process {gone} of 3 ended: its connection")
 
 
+def test_a_process_killed_with_messages_unread_is_told_of_like_any_other(meet):
+    """The system then resets its connections instead of closing them."""
+    teams, losses = meet(2)
+
+    class Reset:
+        def receive(self):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    teams[0]._listen(1, Reset())
+    eventually(lambda: losses[0])
+    assert losses[0][0].startswith("process 1 of 2 ended: its connection closed")
+
+
 def test_why_a_process_failed_is_told(meet):
     teams, losses = meet(3)
     teams[1].close(failed="the disk is full")

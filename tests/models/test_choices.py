@@ -11,6 +11,7 @@ import pytest
 from families import DECODER, LENGTH
 
 from llm_jax.models import flops
+from llm_jax.models.attention import Kept
 from llm_jax.models.transformer import Transformer
 
 BASE = dataclasses.replace(DECODER, scan_layers=False)
@@ -209,7 +210,7 @@ def test_capture(scan, kernel):
     assert weights.shape == (2, families.ROWS, 4, LENGTH, LENGTH)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     assert (weights[..., ~np.tril(np.ones((LENGTH, LENGTH), bool))] == 0).all()
-    assert free.layers == (None, None, None)
+    assert free.layers == Kept()
 
 
 def test_capture_is_free_when_not_asked_for():

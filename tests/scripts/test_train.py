@@ -77,7 +77,7 @@ BAD = {
     ),
     "batch and devices": (
         "--config.global_batch_size=4",
-        "4 rows cannot be shared by data x fsdp = 8 devices",
+        "4 rows cannot be shared by data = 8 devices",
     ),
     "heads and mesh": (
         ("--config.mesh.tensor=4", "--config.mesh.data=2"),
