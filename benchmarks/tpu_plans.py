@@ -5,8 +5,8 @@
   python -m benchmarks.tpu_plans --only=8b_v5p
 
 Each is one call of ``scripts/plan.py --compile --json`` in a process of its own: 1 to 5 minutes and 2 to 3 GB
-of memory on two cores. Nothing is run on a TPU. Writes benchmarks/results/tpu_plans.json; what is not compiled
-anew stays as it was.
+of memory on two cores. Nothing is run on a TPU. Writes benchmarks/results/tpu_plans.json; what is not
+compiled anew stays as it was.
 """
 
 from __future__ import annotations

@@ -48,8 +48,7 @@ def test_none_where_none_is_asked_for_or_no_accelerator_is_there(config, monkeyp
 
 
 def test_this_jaxlib_knows_the_flags():
-    """XLA ends a process at a flag that it does not know; those for GPUs it reads on a CPU, too. (libtpu's are
-    read by libtpu alone: tests/planning compiles with them where it is installed.)"""
+    """XLA ends a process at a flag that it does not know, and on a CPU it reads those for GPUs, too."""
     flags.add("gpu", flags.GPU | flags.CPU)
     process = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices('cpu')"],

@@ -36,7 +36,7 @@ class Mask(NamedTuple):
     q_start: jax.Array | int = 0
     window: jax.Array | int | None = None
     q_multiple: int = 1
-    windows: tuple[int, ...] = (0,)
+    windows: tuple[int, ...] = ()
 
     def dense(self) -> jax.Array:
         """bool [batch, l, m], True where a query may look."""

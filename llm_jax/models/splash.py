@@ -23,7 +23,7 @@ from llm_jax.errors import UserError
 from llm_jax.mesh import Layout
 from llm_jax.models.attend import Mask, Scoring
 
-# Of queries and of keys: the largest that divides the length is taken.
+# Of queries and of keys, 512 as in MaxText; the largest that divides the length is taken.
 BLOCKS = (512, 256, 128)
 
 
@@ -37,7 +37,10 @@ def unfit(q_blgrk: jax.Array, k_bmgk: jax.Array, mask: Mask, scoring: Scoring) -
     if keys % queries:
         return f"{keys} keys are no multiple of the {queries} queries"
     start = mask.q_start if isinstance(mask.q_start, int) else mask.q_multiple
-    return f"the queries start at any of the {keys} keys" if start % queries else ""
+    if start % queries:
+        return f"the queries start at any of the {keys} keys"
+    unknown = isinstance(mask.window, jax.Array) and not mask.windows
+    return "what the window may be is not known" if unknown else ""
 
 
 def splash(
@@ -50,34 +53,29 @@ def splash(
     """
     if reason := unfit(q_blgrk, k_bmgk, mask, scoring):
         raise UserError(f"config.model.kernel is splash, but {reason}; choose auto")
-    windows = (0,) if mask.window is None else mask.windows
-    local = partial(_attend, mask.causal, windows, scoring.softcap, layout.platform != "tpu")
-    window, start = jnp.asarray(0 if mask.window is None else mask.window), jnp.asarray(mask.q_start)
-    arrays = (q_blgrk, k_bmgk, v_bmgk, mask.q_segments, mask.kv_segments, window, start)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, *of_mask: jax.Array) -> jax.Array:
+        own = mask._replace(**dict(zip(traced, of_mask, strict=True)))
+        return _attend(q, k, v, own, scoring.softcap, interpret=layout.platform != "tpu")
+
+    traced = ("q_segments", "kv_segments", "q_start")
+    arrays = (q_blgrk, k_bmgk, v_bmgk, mask.q_segments, mask.kv_segments, jnp.asarray(mask.q_start))
+    by_head = ("batch", None, "kv_heads", None)
+    names = ((*by_head, None), by_head, by_head, ("batch", None), ("batch", None), ())
+    if isinstance(mask.window, jax.Array):
+        traced, arrays, names = (*traced, "window"), (*arrays, mask.window), (*names, ())
     mesh = jax.sharding.get_abstract_mesh()
     axes = {*mesh.axis_names} - {*mesh.manual_axes}
     if not axes:  # inside context.attend each device has its own already
         return local(*arrays)
-    by_head = ("batch", None, "kv_heads", None)
-    names = ((*by_head, None), by_head, by_head, ("batch", None), ("batch", None), (), ())
-    arrays = (layout.shard(x, *axes) for x, axes in zip(arrays, names, strict=True))
+    arrays = (layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
     # The kernel does not say along which mesh axes its results vary, so this cannot be checked.
     run = jax.shard_map(local, out_specs=layout.spec(*by_head, None), axis_names=axes, check_vma=False)
     return run(*arrays)
 
 
 def _attend(
-    causal: bool,
-    windows: tuple[int, ...],
-    softcap: float,
-    interpret: bool,
-    q_blgrk: jax.Array,
-    k_bmgk: jax.Array,
-    v_bmgk: jax.Array,
-    q_segments: jax.Array,
-    kv_segments: jax.Array,
-    window: jax.Array,
-    q_start: jax.Array,
+    q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, softcap: float, interpret: bool
 ) -> jax.Array:
     """On one device; a kernel for each window, of which one runs."""
     b, l, g, r, k = q_blgrk.shape
@@ -85,19 +83,22 @@ def _attend(
     scaled = (q_blgrk.astype(jnp.float32) / math.sqrt(k)).astype(q_blgrk.dtype)
     q_bhlk = jnp.reshape(jnp.einsum("blgrk->bgrlk", scaled), (b, g * r, l, k))
     k_bgmk, v_bgmk = (jnp.einsum("bmgk->bgmk", x) for x in (k_bmgk, v_bmgk))
-    segments = kernels.SegmentIds(q_segments, kv_segments)
+    segments = kernels.SegmentIds(mask.q_segments, mask.kv_segments)
 
     def within(window: int, *arrays: Any) -> jax.Array:
-        mask = _mask(l, m, causal, window)
-        return jax.vmap(_kernel(mask, g * r, l, q_start, softcap, interpret))(*arrays)
+        static = _static_mask(l, m, mask.causal, window)
+        return jax.vmap(_kernel(static, g * r, l, mask.q_start, softcap, interpret))(*arrays)
 
-    branches = [partial(within, w) for w in windows]
-    chosen = jnp.searchsorted(jnp.asarray(windows), window)
-    o_bhlk = jax.lax.switch(chosen, branches, q_bhlk, k_bgmk, v_bgmk, segments)
+    arrays = (q_bhlk, k_bgmk, v_bgmk, segments)
+    if isinstance(mask.window, jax.Array):
+        chosen = jnp.searchsorted(jnp.asarray(mask.windows), mask.window)
+        o_bhlk = jax.lax.switch(chosen, [partial(within, w) for w in mask.windows], *arrays)
+    else:
+        o_bhlk = within(mask.window or 0, *arrays)
     return jnp.einsum("bgrlk->blgrk", jnp.reshape(o_bhlk, (b, g, r, l, k)))
 
 
-def _mask(l: int, m: int, causal: bool, window: int) -> masks.Mask:
+def _static_mask(l: int, m: int, causal: bool, window: int) -> masks.Mask:
     """Of the keys as queries, [m, m]; where any query sees every key, only [l, m]."""
     if 0 < window < m:
         return masks.LocalMask((m, m), (window - 1, 0 if causal else window - 1), offset=0)
@@ -108,12 +109,11 @@ def _kernel(
     mask: masks.Mask, heads: int, l: int, q_start: jax.Array, softcap: float, interpret: bool
 ) -> kernels.SplashAttentionKernel:
     """The kernel for l queries from ``q_start`` on, of all that the mask has."""
-    block, pieces = max(size for size in BLOCKS if l % size == 0), mask.shape[0] // l
+    block = max(size for size in BLOCKS if l % size == 0)
+    pieces = mask.shape[0] // l
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
-        block_sizes=kernels.BlockSizes(
-            *[block] * 8
-        ),  # forward: 3, gradients of keys and values: 3, of queries: 2
+        block_sizes=kernels.BlockSizes(*[block] * 8),
         head_shards=1,
         q_seq_shards=pieces,
         attn_logits_soft_cap=softcap or None,

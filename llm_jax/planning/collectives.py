@@ -51,15 +51,19 @@ class Collective:
 def read(program: str, mesh: Mapping[str, int]) -> list[Collective]:
     """The collectives of an optimised HLO program. mesh: {axis: size} in the order of its devices."""
     operations, entry = _computations(program)
-    found: Counter = Counter()
+    found: dict[str, Collective] = {}
     for name, times in _executions(operations, entry).items():
-        scattering = name.lstrip("%").startswith("all-reduce-scatter")
+        scattering = name.startswith("all-reduce-scatter")
         for op in operations[name]:
             if op.kind in KINDS:
                 axes, group = _group(op.rest, mesh)
                 kind = "reduce-scatter" if op.kind == "all-reduce" and scattering else op.kind
-                found[kind, axes, _size(op, group), group] += times
-    return [Collective(kind, axes, size, times, group) for (kind, axes, size, group), times in found.items()]
+                one = Collective(kind, axes, _size(op, group), times, group)
+                # libtpu spreads a gather over several fusions, each with its channel: it is still one.
+                channel = re.search(r"channel_id=(\d+)", op.rest)
+                key = channel[1] if channel else f"{name} {op.name}"
+                found[key] = max(one, found.get(key, one), key=lambda one: one.sent)
+    return list(found.values())
 
 
 def by_kind(collectives: list[Collective]) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -169,11 +173,12 @@ def _first_group(rest: str, devices: int) -> list[int]:
     if named := re.search(
         rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IDS}\))? \{{([^}}]*)\}}", rest
     ):
-        sizes = tuple(int(size) for size in re.findall(r"=(\d+)", named[1]))
-        ids = _ids(named[2], named[3]) if named[2] else np.arange(math.prod(sizes))
-        chosen = [int(i) for i in re.findall(r"axis_(\d+)", named[4])]
-        ids = np.moveaxis(ids.reshape(sizes), chosen, range(len(chosen)))
-        return ids.reshape(math.prod(sizes[i] for i in chosen), -1)[:, 0].tolist()
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        ids = _ids(named[2], named[3]) if named[2] else np.arange(math.prod(sizes.values()))
+        chosen = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", named[4])]
+        shape = tuple(sizes.values())
+        ids = np.moveaxis(ids.reshape(shape), chosen, range(len(chosen)))
+        return ids.reshape(math.prod(shape[i] for i in chosen), -1)[:, 0].tolist()
     return list(range(devices))
 
 

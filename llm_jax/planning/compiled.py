@@ -34,8 +34,8 @@ QUIET = {
 def compile_plan(plan: Plan) -> Plan:
     """The plan with what the compiler says: memory, collectives, seconds, or that it does not fit. Raises
     UserError where this machine cannot compile for that one."""
-    if plan.experiment.mesh.overlap_flags:
-        flags.overlap()
+    if plan.machine.is_tpu and plan.experiment.mesh.overlap_flags:
+        flags.add("tpu", flags.TPU)
     devices = find_devices(plan.machine)
     program = Program(plan.experiment, make_layout(plan.experiment.mesh, devices), plan.program.directory)
     state, batch = program.abstract_state(), abstract_batch(program)

@@ -74,6 +74,7 @@ def test_groups_of_any_spelling():
         "replica_groups=[4,2]<=[2,4]T(1,0)": (("data",), 2),
         "replica_groups=[1,8]<=[8]": (("data", "fsdp"), 8),
         "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}": (("fsdp",), 4),
+        "replica_groups=mesh['data'=2,'fsdp'=4] {'data'}": (("data",), 2),
         "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}": (("fsdp",), 4),
     }
     for groups, (axes, size) in lines.items():

@@ -1,0 +1,162 @@
+"""Splash attention, interpreted on a CPU: it gives what the dense kernel gives, forwards and backwards."""
+
+import dataclasses
+from functools import partial
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.models import attend, attention, context
+from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.splash import splash
+from llm_jax.models.transformer import Transformer
+
+HEAD = 128
+ONE = families.layout_of()
+TPU = dataclasses.replace(ONE, platform="tpu")
+# They end inside blocks of 128; the first spans two; padding is at the end.
+SEGMENTS = np.repeat([1, 2, 0], [170, 50, 36]).astype(np.int32)
+
+
+def inputs(batch, groups, repeats, length=256):
+    draw = np.random.default_rng(0)
+    q, d_o = draw.normal(size=(2, batch, length, groups, repeats, HEAD)).astype(np.float32)
+    k, v = draw.normal(size=(2, batch, length, groups, HEAD)).astype(np.float32)
+    return q, k, v, d_o
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("llm_jax.models.splash.BLOCKS", (128,))
+
+
+def shapes(queries=128, keys=0, q_start=0, slopes=False, window=None):
+    """Arguments of a kernel. q_start None: not known when tracing."""
+    k = jnp.zeros((1, keys or queries, 1, HEAD))
+    segments = jnp.ones(k.shape[:2], jnp.int32)
+    start = jnp.zeros((), jnp.int32) if q_start is None else q_start
+    mask = Mask(segments[:, :queries], segments, True, start, None if window is None else jnp.asarray(window))
+    return k[:, :queries, :, None], k, k, mask, Scoring(jnp.ones(1) if slopes else None)
+
+
+def chosen(layout, arguments):
+    """What "auto" traces to."""
+    traced = jax.make_jaxpr(lambda q, k, v: attention.auto(q, k, v, *arguments[3:], layout))(*arguments[:3])
+    return "splash" if "splash" in str(traced) else "blockwise or dense"
+
+
+def segments_of(q):
+    return np.tile(SEGMENTS, (len(q), q.shape[1] // len(SEGMENTS)))
+
+
+def run(kernel, layout, arrays, causal=True, window=None, windows=(), softcap=0.0):
+    """Output and gradients of a kernel. Where the layout cuts the length, it is dealt out and put back."""
+    q, k, v, d_o = arrays
+    segments = segments_of(q)
+    d_o = d_o * (segments > 0)[..., None, None, None]  # what padding sees is nobody's matter
+
+    @jax.jit
+    def both(q, k, v, window):
+        def scalar(q, k, v):
+            q, k, v, s = context.deal((q, k, v, jnp.asarray(segments)), layout, causal)
+            by_head = ("batch", "length", "kv_heads", None)
+            q, k, v = layout.shard(q, *by_head, None), layout.shard(k, *by_head), layout.shard(v, *by_head)
+            mask = Mask(s, s, causal, 0, window, windows=windows)
+            arguments = (q, k, v, mask, Scoring(None, softcap), layout)
+            o = context.attend(kernel, *arguments) if layout.axes("length") else kernel(*arguments)
+            o = context.restore(layout.shard(o, *[None] * 5), layout, causal)
+            return jnp.sum(o * d_o), o
+
+        return jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    with jax.set_mesh(layout.mesh):
+        (_, o), grads = jax.device_get(both(q, k, v, None if window is None else jnp.asarray(window)))
+    return o, grads
+
+
+def check(layout, arrays, atol=2e-5, dtype=jnp.float32, **options):
+    o, grads = run(splash, layout, [jnp.asarray(x, dtype) for x in arrays], **options)
+    expected, expected_grads = run(attend.dense, ONE, arrays, **options)
+    assert np.isfinite(o).all()
+    real = segments_of(o) > 0
+    np.testing.assert_allclose(o[real], expected[real], atol=atol)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=5 * atol)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": 40, "windows": (0, 40), "softcap": 2.0},
+        {"causal": False, "window": 40, "windows": (40,)},
+        {"causal": False},
+    ],
+    ids=["causal", "window, soft cap", "encoder's window", "encoder"],
+)
+def test_equals_the_dense_kernel(options):
+    """Packed rows with padding, four query heads to a key-value head."""
+    check(ONE, inputs(1, 1, 4), **options)
+
+
+def test_on_a_mesh():
+    """In bfloat16, beside the dense kernel in float32."""
+    check(families.layout_of(data=2, tensor=2), inputs(2, 2, 1), atol=0.02, dtype=jnp.bfloat16, softcap=2.0)
+
+
+@pytest.mark.parametrize("options", [{"window": 40, "windows": (0, 40)}, {"causal": False}])
+def test_along_context(options):
+    """A device's queries start at other places of the keys: in a decoder it has two pieces of 128."""
+    check(families.layout_of(context=2), inputs(1, 1, 1, length=512), **options)
+
+
+def test_window_is_chosen_by_layer():
+    """Scanned layers, whose windows are traced: as with the dense kernel."""
+    shape = {"head_dim": HEAD, "num_heads": 2, "num_kv_heads": 1, "window": (0, 40)}
+    config = dataclasses.replace(families.DECODER, **shape, kernel="splash")
+    dense, params = families.make(dataclasses.replace(config, kernel="dense"), families.layout_of())
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, families.VOCAB, (1, 128)))
+    places, ones = jnp.arange(128)[None], jnp.ones((1, 128), jnp.int32)
+    with jax.set_mesh(dense.layout.mesh):
+        one, other = (
+            jax.jit(partial(model.apply, {"params": params}))(tokens, places, ones)[0]
+            for model in (dense, Transformer(config, dense.layout))
+        )
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"queries": 96}, "96 queries at a time are no multiple of 128"),
+        ({"queries": 256, "keys": 384}, "384 keys are no multiple of the 256 queries"),
+        ({"keys": 256, "q_start": 100}, "the queries start at any of the 256 keys"),
+        ({"slopes": True}, "ALiBi"),
+        ({"window": 5}, "what the window may be is not known"),
+    ],
+)
+def test_what_it_cannot_take_is_said(changes, reason):
+    """By name it is an error; the automatic choice takes another kernel."""
+    arguments = shapes(**changes)
+    with jax.set_mesh(ONE.mesh):
+        with pytest.raises(UserError, match=f"kernel is splash, but .*{reason}"):
+            splash(*arguments, ONE)
+        assert chosen(TPU, arguments) == "blockwise or dense"
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "kernel"),
+    [
+        (TPU, {}, "splash"),
+        (TPU, {"keys": 256, "q_start": 128}, "splash"),
+        (TPU, {"keys": 256, "q_start": None}, "blockwise or dense"),  # decoding
+        (ONE, {}, "blockwise or dense"),
+    ],
+)
+def test_automatic_choice(layout, changes, kernel):
+    with jax.set_mesh(ONE.mesh):
+        assert chosen(layout, shapes(**changes)) == kernel
