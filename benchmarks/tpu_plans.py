@@ -1,4 +1,4 @@
-"""Whole training steps compiled for TPU pods on a machine that has none, beside what the planner says of them.
+"""Training steps compiled for TPU pods on a machine that has none, beside what the planner says of them.
 
   pip install 'llm_jax[tpu]'
   python -m benchmarks.tpu_plans

@@ -55,7 +55,6 @@ RECIPES = {
     "fsdp_tp": {"fsdp": -1, "tensor": 4},
     "long_context": {"fsdp": -1, "context": 4},
     "moe": {"fsdp": -1, "expert": 4},
-    "pipeline": {"data": -1, "stage": 4},
     "multislice": {"replica": 2, "fsdp": -1},
 }
 
@@ -66,7 +65,7 @@ class MeshConfig:
 
     replica: whole copies over a slow network, between slices of TPUs; data: copies, fsdp: parameters cut and
     gathered for use, expert: experts dealt out: the batch is cut along all four. tensor: heads, features and
-    vocabulary cut; context: the length cut; stage: layers dealt out, one part after another.
+    vocabulary cut; context: the length cut; stage: for pipelines, which are not there yet: 1.
 
     zero: 3 = a layer is gathered where it is used, 2 = all are once a step, and gradients are cut in every
     micro-batch, 1 = gradients are added up whole and cut once a step. Parameters and optimiser state always
