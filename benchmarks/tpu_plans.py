@@ -54,7 +54,7 @@ CASES = {
         "v5p:2x4x4",
         1,
         "llama_8b",
-        LLAMA_70B | {"global_batch_size": 32, "mesh.fsdp": 32, "mesh.recipe": "fsdp"},
+        LLAMA_70B | {"global_batch_size": 32, "mesh.fsdp": 16, "mesh.data": 2},
     ),
     "8x7b_v5p": (
         "v5p:4x4x4",
@@ -68,7 +68,7 @@ CASES = {
         "llama_1b",
         {"global_batch_size": 32, "accumulation": 1, "mesh.replica": 2},
     ),
-    "tiny_tpu7x": ("tpu7x:2x2x1", 1, "llama_8b", TINY | {"global_batch_size": 8, "mesh.fsdp": 8}),
+    "tiny_tpu7x": ("tpu7x:2x2x1", 1, "llama_8b", TINY | {"global_batch_size": 8, "mesh.fsdp": 4}),
 }
 
 

@@ -44,7 +44,8 @@ TABLE = {
     "features": ("tensor",),  # of tokens on their way to experts
     "layers": ("stage",),
 }
-STORED = {"embed": ("fsdp",)}  # of parameters at rest, beside TABLE
+# Of parameters at rest, beside TABLE: in computation they are whole along fsdp.
+STORED = {"embed": ("fsdp",), "vocab_rows": ("tensor", "fsdp")}
 
 # What people run, by name: {mesh axis: size}; -1 takes what is left, and an axis that is not named is 1.
 RECIPES = {
@@ -128,7 +129,7 @@ class Layout:
 
     def computed(self, name: str | None) -> tuple[str, ...]:
         """The same in computation, where parameters are gathered."""
-        return () if name in STORED else self.axes(name)
+        return tuple(axis for axis in self.axes(name) if name not in STORED or axis != "fsdp")
 
     def ways(self, name: str) -> int:
         """Into how many shards a logical axis is cut."""

@@ -157,7 +157,12 @@ class Transformer(nn.Module):
 
     def _init_embedding(self, key: jax.Array, rows: int, axis: str | None) -> jax.Array:
         shape, std = (rows, self.config.model_dim), self.config.std(fan_in=self.config.model_dim)
-        return self.layout.store(std * jax.random.normal(key, shape, jnp.float32), axis, "embed")
+        table, rows_cut = std * jax.random.normal(key, shape, jnp.float32), self.layout.ways("vocab_rows")
+        # Whole rows where they can be dealt out: their gradients are then reduce-scattered, while libtpu
+        # all-reduces those of a table that is cut across.
+        if axis == "vocab" and rows % rows_cut == 0:
+            return self.layout.store(table, "vocab_rows", None)
+        return self.layout.store(table, axis, "embed")
 
     def _block(self, config: ModelConfig) -> Block:
         return BLOCKS[config.block](config, self.layout, config.dtype, parent=None)

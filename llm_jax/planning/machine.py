@@ -32,7 +32,7 @@ class Machine:
                 raise UserError(f"--topology={topology}: of a CPU give the number of devices, as cpu:8")
             return cls(topology, int(count), 1, (int(count),), None)
         booked = launch_slices.parse(topology)
-        chip = hardware.lookup(f"TPU {kind}" if booked.tpu else kind.upper())
+        chip = hardware.lookup(f"TPU {kind.removeprefix('tpu')}" if booked.tpu else kind.upper())
         devices = booked.chips * DEVICES_PER_CHIP.get(kind, 1) * slices
         return cls(topology, devices, slices, booked.shape, chip)
 
