@@ -310,7 +310,7 @@ def check_cadences(e: Experiment) -> None:
 def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
     """What the mesh cuts must divide. sizes: {mesh axis: size}. Names parameter and axis."""
     if sizes["stage"] > 1:
-        raise UserError(f"config.mesh.stage={sizes['stage']}: pipelines are not there yet; use fsdp or tensor")
+        raise UserError(f"config.mesh.stage={sizes['stage']}: there are no pipelines yet; use fsdp or tensor")
     m = e.model
     along = [axis for axis in TABLE["batch"] if sizes[axis] > 1]
     batch = math.prod(sizes[axis] for axis in along)
