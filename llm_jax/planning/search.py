@@ -7,6 +7,9 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import suppress
 
+from rich.console import Console
+from rich.progress import track
+
 from llm_jax.errors import UserError
 from llm_jax.planning import layout, plan
 from llm_jax.planning.machine import Machine
@@ -32,7 +35,8 @@ def _order(plan: Plan) -> tuple[float, float]:
 
 def _families(e: Experiment, machine: Machine) -> Iterator[list[Plan]]:
     """Plans that differ in their micro-batch alone, the largest first."""
-    for mesh in _meshes(machine):
+    stderr = Console(stderr=True)
+    for mesh in track(list(_meshes(machine)), "meshes", console=stderr, transient=True):
         state = None  # the same for all of a mesh
         for remat in (False, True):
             plans = []
