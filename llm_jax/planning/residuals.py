@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.data.batch import Batch
 from llm_jax.mesh import abstractly
+from llm_jax.models import moe
 from llm_jax.models.transformer import Transformer
 from llm_jax.planning.layout import shard_shape
 from llm_jax.training.program import Program
-from llm_jax.training.step import dropout_key, make_losses
+from llm_jax.training.step import dropout_key, loss_weights, make_losses
 
 
 def kept(program: Program, remat: bool) -> float:
@@ -22,17 +23,19 @@ def kept(program: Program, remat: bool) -> float:
     rest aside. The compiler may do with less: it does not keep what it finds twice."""
     e, layout = program.experiment, program.layout
     config = dataclasses.replace(e.model, remat=remat, scan_layers=True)
-    losses = make_losses(Transformer(config, layout), e.objective)
+    model = Transformer(config, layout)
+    losses = make_losses(model, e.objective)
+    coefficients = e.objective.coefficients | moe.coefficients(config)
     shape = (e.micro_batch, e.data.sequence_length)
     params = program.abstract_state().params
 
     def backward(params: object, micro: Batch) -> object:
-        weights = e.objective.weights(micro)
+        weights = loss_weights(model, e.objective, micro)
         key = dropout_key(e.seed, jnp.zeros((), jnp.int32))
 
         def loss(params: object) -> jax.Array:
             means = losses(params, micro, weights, key)
-            return sum(means[name] * c for name, c in e.objective.coefficients.items())
+            return sum(means[name] * c for name, c in coefficients.items())
 
         return jax.vjp(loss, params)[1]
 
