@@ -34,10 +34,14 @@ def _of_weight(e: Experiment, layout: Layout, w: Array) -> list[Collective]:
     gathers = 1 if layout.zero < 3 else e.accumulation * (FORWARD_AND_BACKWARD if in_block else 1)
     sums, sum_width = (1, 4) if layout.zero == 1 else (e.accumulation * (2 if tied else 1), width)
     found, left = [], size
-    for axis in reversed(whole):  # the last dimension first
-        group = mesh[axis]
-        others = _product(mesh, [a for a in whole if a != axis]) if axis == whole[-1] else 1
-        found.append(Collective("all-gather", (axis,), size * width / others, layers * gathers, group))
+    cuts = [c if isinstance(c, tuple) else (c,) for c in w.spec.partitions]
+    dims = [tuple(a for a in mesh if a in cut and a in whole) for cut in cuts]
+    missing = _product(mesh, whole)
+    for axes in filter(None, reversed(dims)):  # the last dimension first
+        missing //= _product(mesh, axes)
+        found.append(
+            Collective("all-gather", axes, size * width / missing, layers * gathers, _product(mesh, axes))
+        )
     if "fsdp" in whole:
         found.append(Collective("reduce-scatter", ("fsdp",), size * sum_width, layers * sums, mesh["fsdp"]))
         left /= mesh["fsdp"]
