@@ -69,11 +69,11 @@ class MeshConfig:
     vocabulary cut; context: the length cut; stage: for pipelines, which are not there yet: 1.
 
     zero: 3 = a layer is gathered where it is used, 2 = all are once a step, and gradients are cut in every
-    micro-batch, 1 = gradients are added up whole and cut once a step. Parameters and optimiser state always
-    rest cut. cpu_devices: into how many devices a CPU is divided; 0 chooses the number of cores, or the
-    largest smaller number that divides the batch. Single-threaded devices share a small model's work
-    better than one device whose products each use all cores. overlap_flags: tell the compilers for TPUs and
-    GPUs to run collectives beside computation (flags.py).
+    micro-batch, 1 = gradients are added up whole and cut once a step, 0 = 3 where fsdp cuts, else 1.
+    Parameters and optimiser state always rest cut. cpu_devices: into how many devices a CPU is divided; 0
+    chooses the number of cores, or the largest smaller number that divides the batch. Single-threaded devices
+    share a small model's work better than one device whose products each use all cores. overlap_flags: tell
+    the compilers for TPUs and GPUs to run collectives beside computation (flags.py).
     """
 
     data: int = runtime(0)
@@ -170,10 +170,10 @@ class Layout:
         nothing to sum."""
         stored, w = jax.typeof(w).sharding.spec, w.astype(dtype)
         cuts = [
-            tuple(a for a in _mesh_axes(PartitionSpec(cut)) if a not in whole) for cut in stored.partitions
+            tuple(a for a in mesh_axes(PartitionSpec(cut)) if a not in whole) for cut in stored.partitions
         ]
         gathered = _spec(cuts)
-        summed = frozenset(a for name in over for a in self.axes(name)) - set(_mesh_axes(gathered))
+        summed = frozenset(a for name in over for a in self.axes(name)) - set(mesh_axes(gathered))
         if summed <= stored.reduced:  # one device, or gathered already: ``zero`` below 3
             return w
         if stored.reduced:  # gathered but for axes that only this use has
@@ -193,7 +193,7 @@ class Layout:
         """``x`` made whole along the mesh axes that cut none of these logical axes. Its gradient, parts to be
         summed along them, is reduce-scattered on the way back."""
         cuts = [self.computed(name) for name in names]
-        gathered = set(_mesh_axes(jax.typeof(x).sharding.spec)) - {axis for cut in cuts for axis in cut}
+        gathered = set(mesh_axes(jax.typeof(x).sharding.spec)) - {axis for cut in cuts for axis in cut}
         return jax.sharding.reshard(x, _spec(cuts, reduced=gathered))
 
     def decoding(self) -> Layout:
@@ -242,7 +242,7 @@ def _scatter(stored: PartitionSpec, grad: jax.Array) -> jax.Array:
     0.0.42 makes an all-reduce of the whole and a slice.
     """
     for dim, cut in enumerate(stored):
-        axes = {*_mesh_axes(PartitionSpec(cut))} & jax.typeof(grad).sharding.spec.unreduced
+        axes = {*mesh_axes(PartitionSpec(cut))} & jax.typeof(grad).sharding.spec.unreduced
         if axes:
             grad = jnp.moveaxis(grad, dim, 0)
             spec = jax.typeof(grad).sharding.spec
@@ -251,7 +251,7 @@ def _scatter(stored: PartitionSpec, grad: jax.Array) -> jax.Array:
     return jax.sharding.reshard(grad, stored)
 
 
-def _mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
+def mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes that a PartitionSpec cuts along."""
     return tuple(a for cut in spec if cut for a in ((cut,) if isinstance(cut, str) else cut))
 
@@ -283,7 +283,7 @@ def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None)
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_shape(config, len(devices))
     mesh = Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    zero = config.zero or (3 if mesh.shape["fsdp"] > 1 else 1)
+    zero = _zero(config, mesh.shape["fsdp"])
     return Layout(mesh, zero, platform=devices[0].platform)
 
 
@@ -292,8 +292,15 @@ def abstract_layout(config: MeshConfig, device_count: int, slices: int = 1, plat
     sizes = mesh_shape(config, device_count)
     _check_slices(sizes, slices)
     mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    zero = config.zero or (3 if mesh.shape["fsdp"] > 1 else 1)
+    zero = _zero(config, mesh.shape["fsdp"])
     return Layout(mesh, zero, platform=platform)
+
+
+def _zero(config: MeshConfig, fsdp: int) -> int:
+    """The stage that holds; see MeshConfig."""
+    if config.zero not in (0, 1, 2, 3):
+        raise UserError(f"config.mesh.zero={config.zero} is none; choose 1, 2, 3, or 0 for the usual one")
+    return config.zero or (3 if fsdp > 1 else 1)
 
 
 def abstractly(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:

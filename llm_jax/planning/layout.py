@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.sharding import PartitionSpec
 
-from llm_jax.mesh import Layout, abstract_layout
+from llm_jax.mesh import Layout, abstract_layout, mesh_axes
 from llm_jax.planning.machine import Machine
 from llm_jax.training.experiment import Experiment, check_mesh
 from llm_jax.training.program import Program
@@ -40,7 +40,7 @@ class Array:
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that cut it."""
-        return tuple(a for cut in self.spec if cut for a in ((cut,) if isinstance(cut, str) else cut))
+        return mesh_axes(self.spec)
 
 
 def prepare(experiment: Experiment, machine: Machine) -> Program:
@@ -68,10 +68,7 @@ def state(program: Program) -> dict[str, list[Array]]:
 
 
 def shard_shape(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mapping[str, int]) -> tuple[int, ...]:
-    cuts = [
-        1 if not c else math.prod(mesh[a] for a in ((c,) if isinstance(c, str) else c))
-        for c in spec.partitions
-    ]
+    cuts = [math.prod(mesh[a] for a in mesh_axes(PartitionSpec(c))) for c in spec.partitions]
     cuts += [1] * (len(shape) - len(cuts))
     return tuple(size // cut for size, cut in zip(shape, cuts, strict=True))
 

@@ -1,10 +1,15 @@
-"""Every collective that a step needs under its layout, with the fewest bytes that it can take."""
+"""Every collective that a step needs under its layout, with the fewest bytes that it can take.
+
+Of experts those of their weights, not yet those of their tokens.
+"""
 
 from __future__ import annotations
 
 import math
 
-from llm_jax.mesh import Layout
+from jax.sharding import PartitionSpec
+
+from llm_jax.mesh import Layout, mesh_axes
 from llm_jax.planning.collectives import Collective
 from llm_jax.planning.layout import Array, Tokens
 from llm_jax.training.experiment import Experiment
@@ -34,7 +39,7 @@ def _of_weight(e: Experiment, layout: Layout, w: Array) -> list[Collective]:
     gathers = 1 if layout.zero < 3 else e.accumulation * (FORWARD_AND_BACKWARD if in_block else 1)
     sums, sum_width = (1, 4) if layout.zero == 1 else (e.accumulation * (2 if tied else 1), width)
     found, left = [], size
-    cuts = [c if isinstance(c, tuple) else (c,) for c in w.spec.partitions]
+    cuts = [mesh_axes(PartitionSpec(cut)) for cut in w.spec.partitions]
     dims = [tuple(a for a in mesh if a in cut and a in whole) for cut in cuts]
     missing = _product(mesh, whole)
     for axes in filter(None, reversed(dims)):  # the last dimension first

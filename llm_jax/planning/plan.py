@@ -19,8 +19,8 @@ from llm_jax.training.program import Program
 
 @dataclass(frozen=True)
 class Plan:
-    """needed: the collectives of a step; roofline: None where the chip's
-    peaks are not known. compiled: what the compiler said, {} where it was not asked."""
+    """needed: the collectives of a step; roofline: None where the chip's peaks are not known; compiled: what
+    the compiler said, {} where it was not asked."""
 
     program: Program
     machine: Machine

@@ -183,3 +183,8 @@ def test_gathered_weights_are_not_kept():
     """Without recomputation a layer's activations are kept, and not its weights made whole."""
     cut, whole = (plan.make(complete(recipe=name), EIGHT).program for name in ("fsdp", "ddp"))
     assert residuals.kept(cut, remat=False) <= residuals.kept(whole, remat=False)
+
+
+def test_a_stage_of_zero_that_is_none():
+    with pytest.raises(UserError, match=r"mesh\.zero=4"):
+        plan.make(complete(zero=4), EIGHT)
