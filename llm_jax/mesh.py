@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -32,7 +32,7 @@ AXES = ("replica", "stage", "data", "fsdp", "expert", "context", "tensor")
 
 # logical axis -> mesh axes. An axis that is not listed is not sharded.
 TABLE = {
-    "batch": ("replica", "data", "fsdp", "expert"),
+    "batch": ("replica", "data", "fsdp", "expert", "stage"),
     "length": ("context",),
     "residual": ("context", "tensor"),  # the length between layers (Korthikanti et al., arXiv 2205.05198)
     "heads": ("tensor",),
@@ -56,6 +56,7 @@ RECIPES = {
     "fsdp_tp": {"fsdp": -1, "tensor": 4},
     "long_context": {"fsdp": -1, "context": 4},
     "moe": {"fsdp": -1, "expert": 4},
+    "pipeline": {"data": -1, "stage": 4},
     "multislice": {"replica": 2, "fsdp": -1},
 }
 
@@ -65,8 +66,12 @@ class MeshConfig:
     """How many devices lie along each axis: 0 = as the recipe says, -1 (one axis at most) = what is left.
 
     replica: whole copies over a slow network, between slices of TPUs; data: copies, fsdp: parameters cut and
-    gathered for use, expert: experts dealt out: the batch is cut along all four. tensor: heads, features and
-    vocabulary cut; context: the length cut; stage: for pipelines, which are not there yet: 1.
+    gathered for use, expert: experts dealt out, stage: layers dealt out, a pipeline: the batch is cut along
+    all five. tensor: heads, features and vocabulary cut; context: the length cut.
+
+    stage_rounds: how many runs of layers a stage has; stage_parts: into how many parts at most a pipeline
+    cuts the rows of a forward pass, a multiple of stage; 0 = 4 * stage. More of both make the bubble smaller
+    (pipeline.py).
 
     zero: 3 = a layer is gathered where it is used, 2 = all are once a step, and gradients are cut in every
     micro-batch, 1 = gradients are added up whole and cut once a step, 0 = 3 where fsdp cuts, else 1.
@@ -85,6 +90,8 @@ class MeshConfig:
     stage: int = runtime(0)
     recipe: str = runtime("ddp")
     zero: int = runtime(3)
+    stage_rounds: int = runtime(1)
+    stage_parts: int = runtime(0)
     cpu_devices: int = runtime(0)
     overlap_flags: bool = runtime(True)
 
@@ -105,20 +112,24 @@ class MeshConfig:
 class Layout:
     """A mesh and what lies where on it, frozen together: hashable, so that jit re-traces when it changes.
 
-    zero: MeshConfig's. whole: logical axes that are not cut here, though the mesh could. platform: of the
-    devices, in jax's words: cpu, gpu or tpu; it need not be that of this process.
+    zero, rounds, most_parts: MeshConfig's. whole: logical axes that are not cut here, though the mesh could;
+    apart: mesh axes that cut nothing here. platform: of the devices, in jax's words: cpu, gpu or tpu; it need
+    not be that of this process.
     """
 
     mesh: Mesh | AbstractMesh
     zero: int = 3
     whole: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    rounds: int = 1
+    most_parts: int = 0
     platform: str = "cpu"
 
     @cached_property
     def _table(self) -> dict[str, tuple[str, ...]]:
         """TABLE and STORED with the axes that this mesh has: one of size 1 cuts nothing."""
         return {
-            name: tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+            name: tuple(axis for axis in axes if self.mesh.shape[axis] > 1 and axis not in self.apart)
             for name, axes in (TABLE | STORED).items()
             if name not in self.whole
         }
@@ -200,9 +211,54 @@ class Layout:
         """The same with the length whole, for one token at a time."""
         return dataclasses.replace(self, whole=("length", "residual"))
 
+    def inside_stage(self) -> Layout:
+        """The same for what one stage of a pipeline does."""
+        return dataclasses.replace(self, apart=("stage",))
+
+    def parts(self, rows: int) -> int:
+        """Into how many parts a pipeline cuts so many rows: a multiple of the stages."""
+        stages = self.ways("layers")
+        most, own = self.most_parts or 4 * stages, rows * stages // self.ways("batch")
+        return max(parts for parts in range(stages, most + 1, stages) if own % parts == 0)
+
     def local(self) -> Layout:
         """The same inside ``jax.shard_map``, where each device's part is all there is."""
         return dataclasses.replace(self, whole=(*TABLE, *STORED))
+
+    def on_devices(
+        self,
+        local: Callable[..., jax.Array],
+        args: tuple,
+        out: jax.ShapeDtypeStruct,
+        out_spec: PartitionSpec,
+        check_vma: bool = True,
+    ) -> jax.Array:
+        """``jax.shard_map`` over all mesh axes, also inside a stage of a pipeline: there ``jax.vmap`` would
+        leave out the axis of the stages, and then refuses parts to be summed over the others."""
+
+        if not self.apart:
+            specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, args)
+            return jax.shard_map(local, in_specs=specs, out_specs=out_spec, check_vma=check_vma)(*args)
+
+        @jax.custom_batching.custom_vmap
+        def run(*_: Any) -> jax.Array:
+            """Says the type; what is called is the rule."""
+            return jax.sharding.reshard(jnp.zeros(out.shape, out.dtype), out_spec)
+
+        @run.def_vmap
+        def over_stages(_size: int, batched: list[bool], *args: Any) -> tuple[jax.Array, bool]:
+            leaves, tree = jax.tree.flatten(args)
+            lead = jax.tree.leaves(batched)
+
+            def of_stage(*leaves: jax.Array) -> jax.Array:
+                own = [x[0] if has else x for x, has in zip(leaves, lead, strict=True)]
+                return local(*tree.unflatten(own))[None]
+
+            specs = tuple(jax.typeof(x).sharding.spec for x in leaves)
+            out = out_spec.update(partitions=(self.apart[0], *out_spec.partitions))
+            return jax.shard_map(of_stage, in_specs=specs, out_specs=out, check_vma=check_vma)(*leaves), True
+
+        return run(*args)
 
 
 def _spec(axes: list[tuple[str, ...]], **sums: Iterable[str]) -> PartitionSpec:
@@ -283,8 +339,7 @@ def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None)
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_shape(config, len(devices))
     mesh = Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    zero = _zero(config, mesh.shape["fsdp"])
-    return Layout(mesh, zero, platform=devices[0].platform)
+    return _layout(config, mesh, devices[0].platform)
 
 
 def abstract_layout(config: MeshConfig, device_count: int, slices: int = 1, platform: str = "cpu") -> Layout:
@@ -292,8 +347,16 @@ def abstract_layout(config: MeshConfig, device_count: int, slices: int = 1, plat
     sizes = mesh_shape(config, device_count)
     _check_slices(sizes, slices)
     mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    zero = _zero(config, mesh.shape["fsdp"])
-    return Layout(mesh, zero, platform=platform)
+    return _layout(config, mesh, platform)
+
+
+def _layout(config: MeshConfig, mesh: Mesh | AbstractMesh, platform: str) -> Layout:
+    stages, rounds, parts = mesh.shape["stage"], config.stage_rounds, config.stage_parts
+    if rounds < 1 or (rounds > 1 and stages == 1):
+        raise UserError(f"config.mesh.stage_rounds={rounds} is of a pipeline and at least 1; set mesh.stage")
+    if parts < 0 or parts % stages or (parts and stages == 1):
+        raise UserError(f"config.mesh.stage_parts={parts} must be a multiple of mesh.stage={stages}, above 1")
+    return Layout(mesh, _zero(config, mesh.shape["fsdp"]), (), (), rounds, parts, platform)
 
 
 def _zero(config: MeshConfig, fsdp: int) -> int:

@@ -36,8 +36,8 @@ FAMILIES = {"decoder": DECODER, "encoder": ENCODER}
 
 
 def layout_of(data=1, fsdp=1, tensor=1, zero=0, **others):
-    count = data * fsdp * tensor * math.prod(others.values())
-    return make_layout(MeshConfig(data, fsdp, tensor, zero=zero, **others), jax.devices()[:count])
+    config = MeshConfig(data, fsdp, tensor, zero=zero, **others)
+    return make_layout(config, jax.devices()[: math.prod(config.sizes.values())])
 
 
 def batch(rows=ROWS, seed=0, segments=None):

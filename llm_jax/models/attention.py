@@ -105,7 +105,7 @@ class Attention(nn.Module):
         mask = call.mask._replace(window=layer.window, windows=tuple(sorted({*c.windows})))
         # Splash is for training: the queries of decoding are few, and start anywhere.
         kernel = auto if c.kernel == "splash" and cache is not None else KERNELS[c.kernel]
-        if layout.axes("length"):
+        if layout.axes("length") or layout.apart:  # stages of a pipeline may have different windows
             kernel = partial(context.attend, kernel)
         o_blhk = attend.attend(q_blhk, k_bmgk, v_bmgk, mask, scoring, layout, kernel)
         weights = None

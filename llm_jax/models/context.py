@@ -57,10 +57,10 @@ def attend(
 ) -> jax.Array:
     """``kernel``, called on each device for its queries and all the keys. [batch, l, g, r, k].
 
-    Everything is dealt; queries, keys and values are cut along the length, and segments are whole. On the
-    way back the gradients of keys and values are reduce-scattered.
+    Everything is dealt; queries, keys and values are cut along the length, if anything is, and segments are
+    whole. On the way back the gradients of keys and values are reduce-scattered.
     """
-    (axis,), causal = layout.axes("length"), mask.causal
+    axes, causal = layout.axes("length"), mask.causal
 
     def local(
         q: jax.Array,
@@ -71,9 +71,9 @@ def attend(
         window: jax.Array | None,
         slopes: jax.Array | None,
     ) -> jax.Array:
-        k, v = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v))
+        k, v = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in (k, v)) if axes else (k, v)
         k, v = restore((k, v), layout, causal)
-        pieces, own = _pieces(axis, causal), scoring._replace(slopes=slopes)
+        pieces, own = _pieces(axes, causal), scoring._replace(slopes=slopes)
         parts = []
         queries = (jnp.split(x, len(pieces), axis=1) for x in (q, q_segments))
         for i, q_i, segments_i in zip(pieces, *queries, strict=True):
@@ -86,12 +86,15 @@ def attend(
     kv_segments = layout.shard(restore(mask.kv_segments, layout, causal), "batch", None)
     slopes = None if scoring.slopes is None else layout.shard(scoring.slopes, "heads")
     by_query = layout.spec("batch", "length", "kv_heads", None, None)
+    args = (q_blgrk, k_bmgk, v_bmgk, q_segments, kv_segments, mask.window, slopes)
     # Unchecked, since Pallas kernels do not say along which mesh axes their results vary.
-    run = jax.shard_map(local, out_specs=by_query, check_vma=False)
-    return run(q_blgrk, k_bmgk, v_bmgk, q_segments, kv_segments, mask.window, slopes)
+    out = jax.ShapeDtypeStruct(q_blgrk.shape, v_bmgk.dtype)
+    return layout.on_devices(local, args, out, by_query, check_vma=False)
 
 
-def _pieces(axis: str, causal: bool) -> tuple[jax.Array, ...]:
+def _pieces(axes: tuple[str, ...], causal: bool) -> tuple[jax.Array | int, ...]:
     """The numbers of this device's pieces of the length; an encoder's device has one."""
-    i, n = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
+    if not axes:
+        return (0,)
+    i, n = jax.lax.axis_index(axes), jax.lax.axis_size(axes)
     return (i, 2 * n - 1 - i) if causal else (i,)

@@ -157,8 +157,8 @@ def dropless(x_bld: jax.Array, choices: Choices, w: Weights, layout: Layout) -> 
     gathered = Choices(layout.shard(choices.ids, *here), layout.widen(choices.weights, *here))
     args = (layout.widen(x_bld, *here), gathered, *w[1:])
     specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, args)
-    run = jax.shard_map(local, in_specs=specs, out_specs=layout.spec(*here, summed=summed))
-    y_bld = layout.shard(run(*args), "batch", "residual", None)
+    y_bld = layout.on_devices(local, args, args[0], layout.spec(*here, summed=summed))
+    y_bld = layout.shard(y_bld, "batch", "residual", None)
     # Without the barrier XLA's partitioner (jaxlib 0.10.2, 0.12.0) takes the gathered gradient of y for other
     # products with that gradient, those of a shared expert, and aborts.
     return jax.lax.optimization_barrier(y_bld)

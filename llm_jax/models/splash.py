@@ -64,14 +64,11 @@ def splash(
     names = ((*by_head, None), by_head, by_head, ("batch", None), ("batch", None), ())
     if isinstance(mask.window, jax.Array):
         traced, arrays, names = (*traced, "window"), (*arrays, mask.window), (*names, ())
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = {*mesh.axis_names} - {*mesh.manual_axes}
-    if not axes:  # inside context.attend each device has its own already
+    if jax.sharding.get_abstract_mesh().manual_axes:  # inside context.attend each device has its own already
         return local(*arrays)
-    arrays = (layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
+    arrays = tuple(layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
     # The kernel does not say along which mesh axes its results vary, so this cannot be checked.
-    run = jax.shard_map(local, out_specs=layout.spec(*by_head, None), axis_names=axes, check_vma=False)
-    return run(*arrays)
+    return layout.on_devices(local, arrays, q_blgrk, layout.spec(*by_head, None), check_vma=False)
 
 
 def _attend(

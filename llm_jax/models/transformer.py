@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from flax import linen as nn
 
 from llm_jax.config import identity, runtime
 from llm_jax.mesh import Layout, all_but_gathered
-from llm_jax.models import layers, moe
+from llm_jax.models import layers, moe, pipeline
 from llm_jax.models.attend import Mask
 from llm_jax.models.attention import Call, Kept, KVCache, Layer
 from llm_jax.models.blocks import BLOCKS, Block
@@ -164,20 +165,17 @@ class Transformer(nn.Module):
             return self.layout.store(table, "vocab_rows", None)
         return self.layout.store(table, axis, "embed")
 
-    def _block(self, config: ModelConfig) -> Block:
-        return BLOCKS[config.block](config, self.layout, config.dtype, parent=None)
-
     def _init_blocks(self, key: jax.Array) -> Any:
         """Parameters of all blocks, stacked on a leading axis."""
-        ids = dummy_ids(self.layout)
-        x_bld = jnp.zeros((*ids.shape, self.config.model_dim), self.config.dtype)
-        x_bld = self.layout.shard(x_bld, "batch", "residual", None)
-        call = Call(ids, Mask(ids, ids, self.config.causal))
+        c, layout = _any_length(self.config), self.layout.inside_stage()
+        ids = dummy_ids(layout)
+        x_bld = layout.shard(jnp.zeros((*ids.shape, c.model_dim), c.dtype), "batch", "residual", None)
+        call = Call(ids, Mask(ids, ids, c.causal))
 
         def init_block(key: jax.Array) -> Any:
-            return self._block(_any_length(self.config)).init(key, x_bld, call, Layer())["params"]
+            return _block(c, layout).init(key, x_bld, call, Layer())["params"]
 
-        return jax.lax.map(init_block, jax.random.split(key, self.config.num_layers))
+        return pipeline.map_layers(init_block, jax.random.split(key, c.num_layers), self.layout)
 
     def __call__(
         self,
@@ -207,14 +205,13 @@ class Transformer(nn.Module):
         else:
             mask = _decoding_mask(segments.shape, cache.k.shape[2], cache_index)
         call = Call(self.layout.shard(positions, "batch", "length"), mask, cache_index, capture)
-        block = self._block(c)
-
-        def apply_block(x_bld: jax.Array, layer: tuple[Any, Layer]) -> tuple[jax.Array, Kept]:
-            params, own = layer
-            x_bld, kept = block.apply({"params": params}, x_bld, call, own)
-            return x_bld, kept._replace(hidden=x_bld if "hidden" in capture else None)
-
-        x_bld, kept = _run_stack(apply_block, x_bld, (self.blocks, _layers(c, key, cache)), c, self.layout)
+        blocks, own = self.blocks, _layers(c, key, cache)
+        if self.layout.axes("layers") and cache is None and not capture:
+            stack = partial(_run_stack, c, self.layout.inside_stage())
+            x_bld, kept = pipeline.run(stack, x_bld, call, (blocks, own), self.layout)
+        else:
+            blocks = pipeline.whole(blocks) if self.layout.axes("layers") else blocks
+            x_bld, kept = _run_stack(c, self.layout, x_bld, call, (blocks, own))
         x_bld = x_bld if BLOCKS[c.block].ends_normed else self.final_norm(x_bld)
         return self.layout.enter(x_bld), Aux(_losses(c, kept, segments), kept)
 
@@ -311,26 +308,38 @@ def scorer(model: Transformer, params: Any) -> Callable[[jax.Array], jax.Array]:
     return lambda hidden: model.apply({"params": params}, hidden, head, method="logits")
 
 
+def _block(c: ModelConfig, layout: Layout) -> Block:
+    return BLOCKS[c.block](c, layout, c.dtype, parent=None)
+
+
 def _run_stack(
-    apply_block: Callable, x_bld: jax.Array, stacked: Any, config: ModelConfig, layout: Layout
+    c: ModelConfig, layout: Layout, x_bld: jax.Array, call: Call, stacked: tuple[Any, Layer]
 ) -> tuple[jax.Array, Kept]:
-    """Runs the blocks one after another, by a scan or unrolled; the same path for training and decoding."""
-    if config.remat:
+    """Runs blocks one after another, by a scan or unrolled; the same path for training and decoding."""
+    block = _block(c, layout)
+
+    def apply_block(x_bld: jax.Array, layer: tuple[Any, Layer]) -> tuple[jax.Array, Kept]:
+        params, own = layer
+        x_bld, kept = block.apply({"params": params}, x_bld, call, own)
+        return x_bld, kept._replace(hidden=x_bld if "hidden" in call.capture else None)
+
+    if c.remat:
         apply_block = jax.checkpoint(apply_block)
     elif layout.zero == 3 and layout.axes("embed"):  # kept, the gathered weights would be a whole model
         apply_block = jax.checkpoint(apply_block, policy=all_but_gathered)
-    if config.scan_layers:
+    if c.scan_layers:
         return jax.lax.scan(apply_block, x_bld, stacked)
     kept = []
-    for layer in _unstack(stacked, config.num_layers):
+    for layer in _unstack(stacked):
         x_bld, one = apply_block(x_bld, layer)
         kept.append(one)
     return x_bld, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
-def _unstack(stacked: Any, count: int) -> list[Any]:
+def _unstack(stacked: Any) -> list[Any]:
     """A list of per-layer trees. ``lax.split`` has one concatenation as its transpose; indexing would
     pad and add once a layer."""
+    count = len(jax.tree.leaves(stacked)[0])
     split = jax.tree.map(lambda x: [part[0] for part in jax.lax.split(x, [1] * count)], stacked)
     outer = jax.tree.structure(stacked)
     return jax.tree.transpose(outer, jax.tree.structure([0] * count), split)

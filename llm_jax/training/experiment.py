@@ -309,9 +309,12 @@ def check_cadences(e: Experiment) -> None:
 
 def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
     """What the mesh cuts must divide. sizes: {mesh axis: size}. Names parameter and axis."""
-    if sizes["stage"] > 1:
-        raise UserError(f"config.mesh.stage={sizes['stage']}: there are no pipelines yet; use fsdp or tensor")
-    m = e.model
+    m, runs = e.model, sizes["stage"] * e.mesh.stage_rounds
+    if m.num_layers % runs:
+        raise UserError(
+            f"config.model.num_layers={m.num_layers} is not divisible by mesh.stage x mesh.stage_rounds = "
+            f"{runs}, the runs of layers that are dealt out; change one"
+        )
     along = [axis for axis in TABLE["batch"] if sizes[axis] > 1]
     batch = math.prod(sizes[axis] for axis in along)
     for key, rows in (

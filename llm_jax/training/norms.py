@@ -17,7 +17,9 @@ def squares(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
     """{section: float32 sum of squares}: scalars, but [layers] for ``blocks``, whose leaves are stacked."""
 
     def square(name: str, x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
+        total = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
+        whole = not any(jax.typeof(total).sharding.spec)  # stages of a pipeline have their own layers'
+        return total if whole else jax.sharding.reshard(total, jax.sharding.PartitionSpec())
 
     return {name: sum(square(name, x) for x in jax.tree.leaves(section)) for name, section in tree.items()}
 

@@ -20,6 +20,8 @@ from llm_jax.training.state import State
 REMAT = dataclasses.replace(DECODER, remat=True)
 LOCAL = dataclasses.replace(REMAT, window=(5, 0), attention_softcap=5.0)
 ALIBI = dataclasses.replace(REMAT, positions="alibi", qk_norm=True, biases=True, kernel="blockwise")
+DEEP = dataclasses.replace(REMAT, num_layers=4)
+DEEP_LOCAL = dataclasses.replace(LOCAL, num_layers=4, kernel="blockwise")
 LEARNT = dataclasses.replace(REMAT, positions="learnt", window=(0, 3), kernel="blockwise")
 LAYOUTS = {
     "ddp": (REMAT, {"data": 8}, 2),
@@ -36,8 +38,25 @@ LAYOUTS = {
     "long_context": (ALIBI, {"fsdp": 4, "context": 2}, 2),
     "data x context x tensor": (LOCAL, {"data": 2, "context": 2, "tensor": 2}, 2),
     "encoder, context x tensor": (ENCODER, {"fsdp": 2, "context": 2, "tensor": 2}, 1),
+    "pipeline": (DEEP, {"data": 2, "stage": 4}, 1),
+    "pipeline x fsdp x tensor, two rounds": (
+        DEEP,
+        {"stage": 2, "stage_rounds": 2, "fsdp": 2, "tensor": 2, "zero": 3},
+        1,
+    ),
+    "pipeline, zero 1, two rounds": (DEEP, {"stage": 2, "stage_rounds": 2, "fsdp": 2, "zero": 1}, 2),
+    "pipeline, zero 2": (DEEP, {"stage": 2, "stage_parts": 2, "fsdp": 2, "zero": 2}, 2),
+    "pipeline x context": (DEEP_LOCAL, {"stage": 2, "context": 2, "data": 2}, 1),
+    "encoder, pipeline x tensor": (ENCODER, {"stage": 2, "tensor": 2}, 1),
 }
-SLOW = ("context 8", "context x tensor", "long_context")
+SLOW = (
+    "context 8",
+    "context x tensor",
+    "long_context",
+    "pipeline, zero 2",
+    "pipeline x context",
+    "encoder, pipeline x tensor",
+)
 
 
 def gradients(config, layout, accumulation):
