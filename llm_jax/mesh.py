@@ -216,8 +216,10 @@ class Layout:
         return dataclasses.replace(self, apart=("stage",))
 
     def parts(self, rows: int) -> int:
-        """Into how many parts a pipeline cuts so many rows: a multiple of the stages."""
+        """Into how many parts a pipeline cuts so many rows: a multiple of the stages; 1 without one."""
         stages = self.ways("layers")
+        if stages == 1:
+            return 1
         most, own = self.most_parts or 4 * stages, rows * stages // self.ways("batch")
         return max(parts for parts in range(stages, most + 1, stages) if own % parts == 0)
 

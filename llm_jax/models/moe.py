@@ -88,7 +88,9 @@ def route(logits_ble: jax.Array, real_bl: jax.Array, per_token: int) -> tuple[Ch
     """
     count = logits_ble.shape[-1]
     probabilities_ble = jax.nn.softmax(logits_ble)
-    weights_blk, ids_blk = jax.lax.top_k(probabilities_ble, per_token)
+    # Not by lax.top_k: XLA's CPU compiler gathers the scores of the whole batch for it on every device.
+    ids_blk = jnp.argsort(-jax.lax.stop_gradient(probabilities_ble), axis=-1, stable=True)[..., :per_token]
+    weights_blk = jnp.take_along_axis(probabilities_ble, ids_blk, axis=-1)
     if per_token > 1:
         weights_blk = weights_blk / jnp.sum(weights_blk, axis=-1, keepdims=True)
     ids_blk = jnp.where(real_bl[:, :, None], ids_blk, count)

@@ -51,6 +51,13 @@ class Collective:
 def read(program: str, mesh: Mapping[str, int]) -> list[Collective]:
     """The collectives of an optimised HLO program. mesh: {axis: size} in the order of its devices."""
     operations, entry = _computations(program)
+    fused = {
+        name
+        for ops in operations.values()
+        for op in ops
+        if op.kind == "fusion"
+        for name, _ in _called(op, {})
+    }
     found: dict[str, Collective] = {}
     for name, times in _executions(operations, entry).items():
         scattering = name.startswith("all-reduce-scatter")
@@ -59,11 +66,16 @@ def read(program: str, mesh: Mapping[str, int]) -> list[Collective]:
                 axes, group = _group(op.rest, mesh)
                 kind = "reduce-scatter" if op.kind == "all-reduce" and scattering else op.kind
                 one = Collective(kind, axes, _size(op, group), times, group)
-                # libtpu spreads a gather over several fusions, each with its channel: it is still one.
-                channel = re.search(r"channel_id=(\d+)", op.rest)
-                key = channel[1] if channel else f"{name} {op.name}"
-                found[key] = max(one, found.get(key, one), key=lambda one: one.sent)
+                # libtpu spreads a gather over several fusions, from its start to its end, some of them in
+                # loops: it is still one. Outside fusions all that shard_map makes has the same channel.
+                key = _origin(op) if name in fused else f"{name} {op.name}"
+                found[key] = min(one, found.get(key, one), key=lambda one: one.times)
     return list(found.values())
+
+
+def _origin(op: _Operation) -> str:
+    """What a fused operation is a part of."""
+    return " ".join(re.findall(r'channel_id=\d+|op_name="[^"]*"', op.rest)) or op.name
 
 
 def by_kind(collectives: list[Collective]) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -59,7 +59,7 @@ def compile_plan(plan: Plan) -> Plan:
     made = collectives.read(executable.as_text(), program.layout.mesh.shape)
     said = {
         "memory": {**parts, "total": total},
-        "total": total,
+        "out_of_memory": None,
         "collectives": collectives.by_kind(made),
         "seconds": seconds,
     }

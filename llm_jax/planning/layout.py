@@ -12,6 +12,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from llm_jax.mesh import Layout, abstract_layout, mesh_axes
+from llm_jax.models import pipeline
 from llm_jax.planning.machine import Machine
 from llm_jax.training.experiment import Experiment, check_mesh
 from llm_jax.training.program import Program
@@ -79,8 +80,8 @@ def _width(dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a device works on in one micro-batch. rows, length: of its part of the batch; residual: of the
-    length between layers; width: bytes of a number in computation."""
+    """What a device works on at a time. rows, length: of its part of the batch; residual: of the length
+    between layers; width: bytes of a number in computation."""
 
     rows: int
     length: int
@@ -89,9 +90,19 @@ class Tokens:
 
     @classmethod
     def of(cls, e: Experiment, layout: Layout) -> Tokens:
+        """Of a micro-batch."""
+        return cls._of_rows(e.micro_batch, e, layout)
+
+    @classmethod
+    def in_block(cls, e: Experiment, layout: Layout) -> Tokens:
+        """The same, but in a pipeline one of its parts."""
+        return cls._of_rows(e.micro_batch // layout.parts(e.micro_batch), e, layout.inside_stage())
+
+    @classmethod
+    def _of_rows(cls, rows: int, e: Experiment, layout: Layout) -> Tokens:
         length = e.data.sequence_length
         return cls(
-            e.micro_batch // layout.ways("batch"),
+            rows // layout.ways("batch"),
             length // layout.ways("length"),
             length // layout.ways("residual"),
             _width(e.model.dtype),
@@ -102,9 +113,16 @@ class Tokens:
         return self.rows * self.length
 
 
+def layer_runs(e: Experiment, layout: Layout) -> int:
+    """How often a device runs a layer for a micro-batch: each of its own once; in a pipeline a run of them in
+    every tick, the idle ones too."""
+    run = e.model.num_layers // (layout.ways("layers") * layout.rounds)
+    return run * pipeline.ticks(layout, e.micro_batch)
+
+
 def activations(e: Experiment, layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{name: (shape on a device, logical axes)} of what one block makes of a micro-batch."""
-    c, t = e.model, Tokens.of(e, layout)
+    """{name: (shape on a device, logical axes)} of what one block makes of a micro-batch, or of a part."""
+    c, t = e.model, Tokens.in_block(e, layout)
     heads, groups = c.num_heads // layout.ways("heads"), c.kv_heads // layout.ways("kv_heads")
     features = c.mlp_size // layout.ways("mlp")
     whole = (t.rows, t.length, c.model_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_jax.mesh import Layout
 from llm_jax.objectives import cross_entropy
 from llm_jax.planning import residuals
-from llm_jax.planning.layout import Array, Tokens
+from llm_jax.planning.layout import Array, Tokens, layer_runs
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.program import Program
 
@@ -29,8 +29,8 @@ def estimate(program: Program, state: dict[str, list[Array]]) -> dict[str, float
     in_loss = {"head": head(e, layout), "logits": logits(e, layout)}
     in_layer = {"gathered layer": 2 * gathered_layer(program, state["params"])}
     if e.model.remat:
-        layers = e.model.num_layers // layout.mesh.shape["stage"]
-        in_layer["layer"] = (residuals.kept(program, False) - causes["activations"]) / layers
+        kept = residuals.kept(program, False) - causes["activations"]
+        in_layer["layer"] = kept / layer_runs(e, layout)
     causes |= max(in_loss, in_layer, key=lambda worst: sum(worst.values()))
     return {**causes, "total": sum(causes.values())}
 

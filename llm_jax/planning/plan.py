@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from llm_jax.mesh import AXES
-from llm_jax.models import flops
+from llm_jax.models import flops, pipeline
 from llm_jax.planning import layout, memory, network, roofline
 from llm_jax.planning.collectives import Collective, by_kind
 from llm_jax.planning.layout import Array
@@ -50,8 +50,14 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        used = self.compiled.get("total", self.memory["total"])
-        return not self.compiled.get("out_of_memory") and (self.capacity is None or used <= self.capacity)
+        if self.compiled:  # its sum counts some buffers twice: what it refuses does not fit
+            return not self.compiled["out_of_memory"]
+        return self.capacity is None or self.memory["total"] <= self.capacity
+
+    @property
+    def bubble(self) -> float:
+        """The share of the ticks in which a stage of a pipeline has nothing to do."""
+        return pipeline.bubble(self.program.layout, self.experiment.micro_batch)
 
     def mesh(self) -> dict[str, int]:
         return {axis: size for axis, size in self.program.layout.mesh.shape.items() if size > 1}
@@ -89,6 +95,7 @@ class Plan:
             "compile_seconds": self.compiled.get("seconds"),
             "out_of_memory": self.compiled.get("out_of_memory"),
             "collectives": self.collectives(),
+            "pipeline_bubble": self.bubble,
             "fits": self.fits,
         }
         if r:

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from llm_jax.mesh import Layout
-from llm_jax.models import flops
+from llm_jax.models import flops, pipeline
+from llm_jax.models.transformer import ModelConfig
 from llm_jax.planning.collectives import Collective
-from llm_jax.planning.layout import Array, Tokens, activations
+from llm_jax.planning.layout import Array, Tokens, activations, layer_runs
 from llm_jax.planning.machine import Machine
 from llm_jax.planning.memory import head
 from llm_jax.training.experiment import Experiment
@@ -53,7 +54,7 @@ def bound(
     model = tokens * flops.training_flops_per_token(e.model, e.data.sequence_length, e.model.causal)
     peak = machine.chip.flops * machine.devices
     return Roofline(
-        compute=executed(e, tokens) / peak,
+        compute=executed(e, layout, tokens) / peak,
         memory=moved(e, layout, params) / machine.chip.bandwidth,
         network=sum(one.sent / machine.bandwidth(one.axes, one.group) for one in network),
         step_flops=model,
@@ -62,14 +63,20 @@ def bound(
     )
 
 
-def executed(e: Experiment, tokens: int) -> float:
-    """FLOPs of a step over all devices: of attention only what its mask leaves, and the blocks' forward pass
-    once more where it is recomputed."""
+def executed(e: Experiment, layout: Layout, tokens: int) -> float:
+    """FLOPs of a step over all devices: of attention only what its mask leaves, the blocks' forward pass once
+    more where it is recomputed, experts' places that stay empty, and what a pipeline does in idle ticks."""
     c, length = e.model, e.data.sequence_length
     done = flops.training_flops_per_token(c, length, causal=c.causal)
     in_head = PASSES * 2 * c.model_dim * c.padded_vocab
-    again = (done - in_head) / PASSES if c.remat else 0.0
-    return tokens * (done + again)
+    in_blocks = (done - in_head + _empty_places(c)) * ((PASSES + 1) / PASSES if c.remat else 1.0)
+    return tokens * (in_blocks / (1.0 - pipeline.bubble(layout, e.micro_batch)) + in_head)
+
+
+def _empty_places(c: ModelConfig) -> float:
+    """FLOPs a token of what a capacity leaves room for beyond the tokens there are."""
+    of_chosen = 2 * (3 if c.gated else 2) * c.model_dim * c.mlp_size * c.experts_per_token * c.num_layers
+    return PASSES * of_chosen * max(c.capacity_factor - 1.0, 0.0)
 
 
 def moved(e: Experiment, layout: Layout, params: list[Array]) -> float:
@@ -77,9 +84,10 @@ def moved(e: Experiment, layout: Layout, params: list[Array]) -> float:
     weights likewise, and the optimiser's seven float32 numbers a parameter."""
     t, c = Tokens.of(e, layout), e.model
     passes = PASSES + (1 if c.remat else 0)
-    layers = c.num_layers // layout.mesh.shape["stage"]
+    runs = layer_runs(e, layout)
     of_layer = sum(math.prod(shape) for shape, _ in activations(e, layout).values()) * t.width
-    weights = sum(a.bytes / 4 * t.width for a in params) * layout.mesh.shape["fsdp"]
+    reads = runs // (c.num_layers // layout.ways("layers"))  # of all the weights, one part after another
+    weights = sum(a.bytes / 4 * t.width for a in params) * layout.mesh.shape["fsdp"] * reads
     once = sum(a.bytes for a in params) * 7.0
-    per_micro = 2 * passes * (layers * of_layer + weights) + head(e, layout)
+    per_micro = 2 * passes * (runs * of_layer + weights) + head(e, layout)
     return e.accumulation * per_micro + once

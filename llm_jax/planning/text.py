@@ -23,6 +23,11 @@ def summary(plan: Plan, tokens: float, price: float) -> Iterator[str]:
         f"a step: {e.global_batch_size:,} rows of {e.data.sequence_length:,} tokens, {rows} rows a device at "
         f"a time, {e.accumulation} times{', blocks recomputed' if e.model.remat else ''}"
     )
+    if "stage" in plan.mesh():
+        yield (
+            f"a pipeline: {plan.program.layout.parts(e.micro_batch)} parts of a micro-batch, "
+            f"{plan.program.layout.rounds} rounds; {plan.bubble:.1%} of a device's ticks are idle"
+        )
     yield from _memory(plan)
     yield from _network(plan)
     if plan.roofline:

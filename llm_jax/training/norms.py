@@ -17,11 +17,16 @@ def squares(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
     """{section: float32 sum of squares}: scalars, but [layers] for ``blocks``, whose leaves are stacked."""
 
     def square(name: str, x: jax.Array) -> jax.Array:
-        total = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
-        whole = not any(jax.typeof(total).sharding.spec)  # stages of a pipeline have their own layers'
-        return total if whole else jax.sharding.reshard(total, jax.sharding.PartitionSpec())
+        return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(int(name == "blocks"), x.ndim))
 
-    return {name: sum(square(name, x) for x in jax.tree.leaves(section)) for name, section in tree.items()}
+    sums = {name: sum(square(name, x) for x in jax.tree.leaves(section)) for name, section in tree.items()}
+    return {name: _everywhere(x) for name, x in sums.items()}
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    """Whole on every device: a stage of a pipeline has its own layers' alone."""
+    cut = any(jax.typeof(x).sharding.spec)
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if cut else x
 
 
 def total(parts: Squares) -> jax.Array:
