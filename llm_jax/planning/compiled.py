@@ -54,6 +54,7 @@ def compile_plan(plan: Plan) -> Plan:
         "outputs": m.output_size_in_bytes,
         "aliased": m.alias_size_in_bytes,
         "temporaries": m.temp_size_in_bytes,
+        "peak": m.peak_memory_in_bytes,
     }
     total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
     made = collectives.read(executable.as_text(), program.layout.mesh.shape)

@@ -140,7 +140,6 @@ ROOM = dataclasses.replace(MIXED, capacity_factor=1.0, routing_group=4, remat=Tr
 LAYOUTS = {
     "fsdp x expert x tensor": (MIXED, {"fsdp": 2, "expert": 2, "tensor": 2}, 1),
     "capacity, fsdp x expert x tensor": (ROOM, {"fsdp": 2, "expert": 2, "tensor": 2}, 2),
-    "expert": (MIXED, {"expert": 4}, 1),
     "capacity, zero 2": (ROOM, {"fsdp": 2, "expert": 2, "tensor": 2, "zero": 2}, 2),
     "capacity, expert x context": (ROOM, {"expert": 2, "context": 2}, 2),
     "encoder, fsdp x expert": (MASKED, {"fsdp": 2, "expert": 2}, 1),

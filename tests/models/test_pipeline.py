@@ -91,9 +91,8 @@ def test_evaluation_and_decoding():
     [
         ({}, {"stage": 2, "stage_parts": 2}),
         ({"balance_loss": 0.0}, {"stage": 2, "stage_parts": 2, "expert": 2, "fsdp": 2, "zero": 3}),
-        ({"balance_loss": 0.0, "capacity_factor": 1.25}, {"stage": 2, "stage_parts": 2, "expert": 2}),
     ],
-    ids=["parts are micro-batches", "dropless", "capacity"],
+    ids=["parts are micro-batches", "dropless"],
 )
 def test_experts(changes, mesh):
     """A part has its own shares of the experts, as a micro-batch has: alike where the rows are the same."""
