@@ -36,6 +36,7 @@ MIXTRAL = {  # the shape of Mixtral 8x7B
     "model.capacity_factor": 1.25,
     "tokenizer.vocab_size": 32_000,
 }
+PIPELINE = {"mesh.stage": 4, "mesh.stage_parts": 16, "mesh.zero": 1}
 TINY = {
     "model.num_layers": 2,
     "model.num_heads": 8,
@@ -50,11 +51,14 @@ CASES = {
     "8b_v6e": ("v6e:16x16", 1, "llama_8b", {"global_batch_size": 256}),
     "32b_v5p": ("v5p:4x4x8", 1, "llama_8b", QWEN_32B | {"global_batch_size": 128}),
     "1b_v5e": ("v5e:4x4", 1, "llama_1b", {"global_batch_size": 16, "accumulation": 1}),
+    "8b_v5p_pipeline": ("v5p:4x4x4", 1, "llama_8b", PIPELINE | {"global_batch_size": 256, "mesh.fsdp": 16}),
+    "8b_v5e": ("v5e:4x8", 1, "llama_8b", {"global_batch_size": 32, "mesh.fsdp": 4, "mesh.tensor": 8}),
+    "8b_v5e_too_small": ("v5e:4x4", 1, "llama_8b", {"global_batch_size": 64, "mesh.fsdp": 16}),
     "70b_v5p": (
-        "v5p:2x4x4",
+        "v5p:2x2x4",
         1,
         "llama_8b",
-        LLAMA_70B | {"global_batch_size": 32, "mesh.fsdp": 16, "mesh.data": 2},
+        LLAMA_70B | {"global_batch_size": 16, "mesh.fsdp": 8, "mesh.tensor": 2},
     ),
     "8x7b_v5p": (
         "v5p:4x4x4",
@@ -90,14 +94,16 @@ def compiled(name: str) -> dict:
 
 def row(name: str, found: dict) -> str:
     """One line: estimate against compiler."""
-    if found["out_of_memory"]:
-        return f"{name:20} {found['out_of_memory']}"
     memory, made = found["memory_per_device_bytes"], found["compiled_memory_bytes"]
+    if found["out_of_memory"]:
+        there = f"{memory['total'] / 1e9:.1f} of {found['memory_capacity_bytes'] / 1e9:.1f} GB"
+        return f"{name:20} {found['out_of_memory']}; the planner: {there}"
     at_rest = memory["parameters"] + memory["optimizer"] + memory["batch"]
     sent = [sum(c[key] for c in found["collectives"]) for key in ("bytes", "minimum_bytes")]
     shares = (
         f"arguments {at_rest / made['arguments']:.3f} of {made['arguments'] / 1e9:.2f} GB",
         f"total {memory['total'] / made['total']:.3f} of {made['total'] / 1e9:.2f} GB",
+        f"peak {memory['total'] / made['peak']:.3f} of {made['peak'] / 1e9:.2f} GB",
         f"network {sent[0] / max(sent[1], 1):.3f} of the least {sent[1] / 1e9:.1f} GB",
         f"MFU at most {found.get('mfu_bound', 0):.1%}",
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -17,6 +19,7 @@ from llm_jax.planning.plan import Plan
 from llm_jax.training.experiment import Experiment
 
 MOST_TENSOR = 16  # more than the heads of a key-value group or the links of a torus can serve
+SHORTEST_PIECE = 8192  # tokens of a row on a device: shorter ones are cut along tensor as well
 
 
 def search(experiment: Experiment, machine: Machine, count: int) -> list[Plan]:
@@ -24,8 +27,9 @@ def search(experiment: Experiment, machine: Machine, count: int) -> list[Plan]:
     step is the shortest where nothing overlaps."""
     if machine.chip is None:
         raise UserError(f"--search needs to know the chip's peaks; of {machine.name} they are not known")
-    fitting = [one for plans in _families(experiment, machine) for one in _that_fit(plans)]
-    return sorted(fitting, key=_order)[:count]
+    likely = [one for plans in _families(experiment, machine) for one in _likely_to_fit(plans)]
+    fitting = (one for one in sorted(likely, key=_order) if one.fits)
+    return list(itertools.islice(fitting, count))
 
 
 def _order(plan: Plan) -> tuple[float, float]:
@@ -36,7 +40,7 @@ def _order(plan: Plan) -> tuple[float, float]:
 def _families(e: Experiment, machine: Machine) -> Iterator[list[Plan]]:
     """Plans that differ in their micro-batch alone, the largest first."""
     stderr = Console(stderr=True)
-    for mesh in track(list(_meshes(machine)), "meshes", console=stderr, transient=True):
+    for mesh in track(list(_meshes(e, machine)), "meshes", console=stderr, transient=True):
         state = None  # the same for all of a mesh
         for remat in (False, True):
             plans = []
@@ -48,8 +52,9 @@ def _families(e: Experiment, machine: Machine) -> Iterator[list[Plan]]:
             yield plans
 
 
-def _that_fit(plans: list[Plan]) -> list[Plan]:
-    """Bisection, as a smaller micro-batch never takes more: a plan's memory is traced for half a second."""
+def _likely_to_fit(plans: list[Plan]) -> list[Plan]:
+    """Bisection, as a smaller micro-batch takes less, but for where another attention kernel is chosen: a
+    plan's memory is traced for half a second."""
     if not plans or plans[0].at_rest > plans[0].capacity:
         return []
     return plans[bisect.bisect_left(plans, True, key=lambda one: one.fits) :]
@@ -66,13 +71,21 @@ def _changed(e: Experiment, mesh: dict[str, int], accumulation: int, remat: bool
     )
 
 
-def _meshes(machine: Machine) -> Iterator[dict[str, int]]:
-    """Sizes of replica, data, fsdp and tensor whose product is the machine's devices."""
+def _meshes(e: Experiment, machine: Machine) -> Iterator[dict[str, int]]:
+    """Sizes of the axes whose product is the machine's devices: context where rows are long, expert where
+    there are experts, stage between nodes of GPUs, whose network is slower than that inside."""
     inside = machine.devices // machine.slices
-    for tensor in _divisors(min(inside, MOST_TENSOR)):
-        for fsdp in _divisors(inside // tensor):
-            data = inside // tensor // fsdp
-            yield {"replica": machine.slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+    choices = {
+        "tensor": [n for n in _divisors(MOST_TENSOR) if e.model.num_heads % n == 0],
+        "context": _divisors(max(e.data.sequence_length // SHORTEST_PIECE, 1)),
+        "expert": _divisors(e.model.num_experts or 1),
+        "stage": _divisors(machine.shape[-1] if machine.platform == "gpu" else 1),
+    }
+    for sizes in itertools.product(*choices.values()):
+        left, over = divmod(inside, math.prod(sizes))
+        for fsdp in _divisors(left) if not over else ():
+            own = dict(zip(choices, sizes, strict=True))
+            yield {"replica": machine.slices, "data": left // fsdp, "fsdp": fsdp, **own}
 
 
 def _divisors(n: int) -> list[int]:
