@@ -22,7 +22,8 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|async_execution_thread)=\{?([^,}]+)"
 )
 _OPERATION = re.compile(
-    rf"^\s*(?:ROOT )?%?(\S+) = (.*?) ({'|'.join(KINDS)}|while|fusion|call|conditional|async-start|constant)"
+    rf"^\s*(?:ROOT )?%?(\S+) = (.*?) ({'|'.join(KINDS)}|send|while|fusion|call|conditional|async-start"
+    r"|constant)"
     r"(-start)?\((.*)$"
 )
 _IDS = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
@@ -62,14 +63,20 @@ def read(program: str, mesh: Mapping[str, int]) -> list[Collective]:
     for name, times in _executions(operations, entry).items():
         scattering = name.startswith("all-reduce-scatter")
         for op in operations[name]:
+            if op.kind == "send" and '_reduce_operation="SUM"' in op.rest:  # libtpu's words between slices
+                size = max(_arrays(op.type))
+                one = Collective("all-reduce", ("replica",), size, times, mesh["replica"])
+                found[f"{name} {op.name}"] = one
             if op.kind in KINDS:
                 axes, group = _group(op.rest, mesh)
                 kind = "reduce-scatter" if op.kind == "all-reduce" and scattering else op.kind
                 one = Collective(kind, axes, _size(op, group), times, group)
-                # libtpu spreads a gather over several fusions, from its start to its end, some of them in
-                # loops: it is still one. Outside fusions all that shard_map makes has the same channel.
+                # libtpu spreads a gather over several fusions, from its start to its end, with steps between
+                # that may lie in other loops: it is still one. Outside fusions all of shard_map's have one
+                # channel.
                 key = _origin(op) if name in fused else f"{name} {op.name}"
-                found[key] = min(one, found.get(key, one), key=lambda one: one.times)
+                if not (name.startswith("async_collective_fusion") and key in found):
+                    found[key] = max(one, found.get(key, one), key=lambda one: one.sent)
     return list(found.values())
 
 
@@ -148,6 +155,7 @@ def _arrays(text: str) -> list[float]:
     return [
         _bits(kind) / 8 * math.prod(map(int, filter(None, dims.split(","))))
         for kind, dims in _ARRAY.findall(text)
+        if kind != "token"
     ]
 
 

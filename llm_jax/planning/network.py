@@ -54,8 +54,10 @@ def _of_weight(e: Experiment, layout: Layout, w: Array) -> list[Collective]:
         dealt = layers * (left * 4 if layout.zero == 3 else size * width)
         found.append(Collective("all-to-all", ("stage",), dealt, 4 * e.accumulation, mesh["stage"]))
     summed = {a for name in ("batch", "length") for a in layout.axes(name)} - {*w.axes}
-    over = tuple(a for a in mesh if a in summed)
-    return [*found, Collective("all-reduce", over, left * sum_width, sums, _product(mesh, over))]
+    over = tuple(a for a in mesh if a in summed and a != "replica")
+    found.append(Collective("all-reduce", over, left * sum_width, sums, _product(mesh, over)))
+    between = left / _product(mesh, over)  # each sends its share to its like in the other slices
+    return [*found, Collective("all-reduce", ("replica",), between * sum_width, sums, mesh["replica"])]
 
 
 def _of_activations(e: Experiment, layout: Layout) -> list[Collective]:
