@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import record
 
 from llm_jax import mesh
+from llm_jax.layout import Layout
 from llm_jax.models import attend, blockwise
 from llm_jax.models.attend import Mask, Scoring
 
@@ -25,7 +26,7 @@ LENGTHS = (1024, 4096, 16384)
 BLOCKS = (128, 256, 512)
 
 
-def measure(kernel: attend.Kernel, length: int, layout: mesh.Layout) -> dict:
+def measure(kernel: attend.Kernel, length: int, layout: Layout) -> dict:
     """Seconds and temporary bytes of one forward and backward pass."""
 
     def loss(q, k, v):

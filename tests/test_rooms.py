@@ -10,6 +10,7 @@ ROOMS = [
     "config",
     "hosts",
     "flags",
+    "layout",
     "mesh",
     "storage",
     "hardware",

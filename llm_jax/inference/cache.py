@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models.attention import KVCache
 from llm_jax.models.transformer import ModelConfig
 

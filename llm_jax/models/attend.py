@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 
 NOTHING = float(jnp.finfo(jnp.float32).min)  # the score of a key that may not be looked at
 

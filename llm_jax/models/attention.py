@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.errors import UserError
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models import attend, context
 from llm_jax.models.attend import MAX_DENSE_SCORES, Mask, Scoring
 from llm_jax.models.blockwise import blockwise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import linen as nn
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models.attention import Attention, Call, Kept, Layer
 from llm_jax.models.layers import NORMS, drop_path, dropout
 from llm_jax.models.mlp import MLP

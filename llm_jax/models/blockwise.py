@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models.attend import NOTHING, Mask, Scoring, scores
 
 BLOCK = 256  # of queries and of keys; benchmarks/attention_kernels.py compares sizes

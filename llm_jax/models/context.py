@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models.attend import Kernel, Mask, Scoring
 
 

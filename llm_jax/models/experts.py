@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 
 
 class Choices(NamedTuple):

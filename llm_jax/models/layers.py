@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 
 
 def param(

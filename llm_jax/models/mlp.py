@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from flax import linen as nn
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models.layers import dense
 
 

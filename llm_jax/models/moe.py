@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.errors import UserError
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models import experts
 from llm_jax.models.experts import Choices, Weights
 from llm_jax.models.layers import param

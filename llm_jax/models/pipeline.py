@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from llm_jax.mesh import Layout, mesh_axes
+from llm_jax.layout import Layout, mesh_axes
 from llm_jax.models.attention import Call, Kept, Layer
 
 STAGE = "stage"

@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from llm_jax.errors import UserError
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models.attend import Mask, Scoring
 
 # Of queries and of keys, 512 as in MaxText; the largest that divides the length is taken.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.config import identity, runtime
-from llm_jax.mesh import Layout, all_but_gathered
+from llm_jax.layout import Layout, all_but_gathered
 from llm_jax.models import layers, moe, pipeline
 from llm_jax.models.attend import Mask
 from llm_jax.models.attention import Call, Kept, KVCache, Layer

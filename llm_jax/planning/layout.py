@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 from jax.sharding import PartitionSpec
 
-from llm_jax.mesh import Layout, abstract_layout, mesh_axes
+from llm_jax.layout import Layout, mesh_axes
+from llm_jax.mesh import abstract_layout
 from llm_jax.models import pipeline
 from llm_jax.planning.machine import Machine
 from llm_jax.training.experiment import Experiment, check_mesh

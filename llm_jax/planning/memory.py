@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.objectives import cross_entropy
 from llm_jax.planning import residuals
 from llm_jax.planning.layout import Array, Tokens, layer_runs

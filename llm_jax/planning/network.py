@@ -6,7 +6,7 @@ import math
 
 from jax.sharding import PartitionSpec
 
-from llm_jax.mesh import Layout, mesh_axes
+from llm_jax.layout import Layout, mesh_axes
 from llm_jax.models import pipeline
 from llm_jax.models.experts import Room
 from llm_jax.planning.collectives import Collective

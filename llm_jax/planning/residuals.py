@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.data.batch import Batch
-from llm_jax.mesh import abstractly
+from llm_jax.layout import abstractly
 from llm_jax.models import moe
 from llm_jax.models.transformer import Transformer
 from llm_jax.planning.layout import shard_shape

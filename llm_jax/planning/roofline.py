@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout
 from llm_jax.models import flops, pipeline
 from llm_jax.models.transformer import ModelConfig
 from llm_jax.planning.collectives import Collective

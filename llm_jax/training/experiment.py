@@ -19,7 +19,8 @@ from llm_jax import config as configs
 from llm_jax.config import choice, identity, part, runtime
 from llm_jax.data.packing import PACKINGS
 from llm_jax.errors import UserError
-from llm_jax.mesh import TABLE, MeshConfig
+from llm_jax.layout import TABLE
+from llm_jax.mesh import MeshConfig
 from llm_jax.models import moe
 from llm_jax.models.attention import KERNELS
 from llm_jax.models.blocks import BLOCKS

@@ -19,7 +19,7 @@ from llm_jax.data import loader
 from llm_jax.data.batch import Batch
 from llm_jax.data.splits import Splits
 from llm_jax.errors import UserError
-from llm_jax.mesh import Layout
+from llm_jax.layout import Layout, abstractly
 from llm_jax.models import transformer
 from llm_jax.text import shards, tokenizers
 from llm_jax.text.prepare import load_tokenizer, prepare, prepare_set
@@ -135,7 +135,7 @@ class Program:
             sharding = NamedSharding(self.layout.mesh, spec)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        with mesh.abstractly(self.layout.mesh):
+        with abstractly(self.layout.mesh):
             key = jax.eval_shape(lambda: jax.random.key(0))
             return jax.tree.map(place, jax.eval_shape(self._create, key))
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llm_jax.data.batch import Batch
-from llm_jax.mesh import AXES, Layout, MeshConfig, make_layout
+from llm_jax.layout import Layout
+from llm_jax.mesh import AXES, MeshConfig, make_layout
 from llm_jax.objectives.cross_entropy import PredictsTokens, cross_entropy
 
 BATCH, LENGTH, DIM, VOCAB = 4, 12, 8, 20
