@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from llm_jax.layout import Layout, mesh_axes
 from llm_jax.mesh import abstract_layout
 from llm_jax.models import pipeline
+from llm_jax.models.experts import Room
 from llm_jax.planning.machine import Machine
 from llm_jax.training.experiment import Experiment, check_mesh
 from llm_jax.training.program import Program
@@ -121,6 +122,17 @@ def layer_runs(e: Experiment, layout: Layout) -> int:
     return run * pipeline.ticks(layout, e.micro_batch)
 
 
+def expert_tokens(e: Experiment, layout: Layout) -> int:
+    """Rows that a device's experts work on for a micro-batch or a part: places, filled or not, or room for
+    all choices of the tokens that it gathers."""
+    c, t = e.model, Tokens.in_block(e, layout)
+    if not c.capacity_factor:
+        return t.count * c.experts_per_token * layout.ways("experts")
+    group, room = c.routing_group or t.length, Room(c.capacity_factor, c.routing_group)
+    places = room.places(group, c.experts_per_token, c.num_experts)
+    return t.count // group * places * c.num_experts
+
+
 def activations(e: Experiment, layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
     """{name: (shape on a device, logical axes)} of what one block makes of a micro-batch, or of a part."""
     c, t = e.model, Tokens.in_block(e, layout)
@@ -129,6 +141,9 @@ def activations(e: Experiment, layout: Layout) -> dict[str, tuple[tuple[int, ...
     whole = (t.rows, t.length, c.model_dim)
     between = (t.rows, t.residual, c.model_dim)
     attention, mlp = "batch, length, heads, head", "batch, length, mlp"
+    of_mlp = (t.rows, t.length, features)
+    if c.num_experts:
+        of_mlp, mlp = (expert_tokens(e, layout), features), "groups x length x experts, mlp"
     return {
         "residual stream": (between, "batch, residual, -"),
         "attention_norm": (between, "batch, residual, -"),
@@ -140,9 +155,9 @@ def activations(e: Experiment, layout: Layout) -> dict[str, tuple[tuple[int, ...
         "after attention": (between, "batch, residual, -"),
         "mlp_norm": (between, "batch, residual, -"),
         "mlp input": (whole, "batch, length, -"),
-        **{name: ((t.rows, t.length, features), mlp) for name in (("gate",) if c.gated else ())},
-        "in": ((t.rows, t.length, features), mlp),
-        "activated": ((t.rows, t.length, features), mlp),
+        **{name: (of_mlp, mlp) for name in (("gate",) if c.gated else ())},
+        "in": (of_mlp, mlp),
+        "activated": (of_mlp, mlp),
     }
 
 

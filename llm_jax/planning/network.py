@@ -8,9 +8,8 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.layout import Layout, mesh_axes
 from llm_jax.models import pipeline
-from llm_jax.models.experts import Room
 from llm_jax.planning.collectives import Collective
-from llm_jax.planning.layout import Array, Tokens, layer_runs
+from llm_jax.planning.layout import Array, Tokens, expert_tokens, layer_runs
 from llm_jax.training.experiment import Experiment
 
 FORWARD_AND_BACKWARD = 2  # a layer is gathered for both
@@ -92,10 +91,7 @@ def _of_experts(e: Experiment, layout: Layout, layers: int) -> list[Collective]:
     tensor, expert = mesh["tensor"], mesh["expert"]
     choices = t.count * c.experts_per_token * 4  # numbers of experts, and as many weights
     if c.capacity_factor:
-        group = c.routing_group or t.length
-        room = Room(c.capacity_factor, c.routing_group)
-        places = room.places(group, c.experts_per_token, c.num_experts) * c.num_experts
-        size = t.count // group * places * c.model_dim * t.width
+        size = expert_tokens(e, layout) * c.model_dim * t.width
         stream = t.count * c.model_dim * t.width / tensor
         return [
             Collective("all-to-all", ("expert",), size / tensor, layers * (4 + 2 * again), expert),
