@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from llm_jax.layout import Layout, mesh_axes
+from llm_jax.layout import Layout, all_but_gathered, mesh_axes
 from llm_jax.models.attention import Call, Kept, Layer
 
 STAGE = "stage"
@@ -70,11 +70,12 @@ def _done(part: np.ndarray, stages: int, rounds: int) -> np.ndarray:
 
 
 def run(
-    stack: Stack, x_bld: jax.Array, call: Call, layers: tuple[Any, Layer], layout: Layout
+    stack: Stack, x_bld: jax.Array, call: Call, layers: tuple[Any, Layer], layout: Layout, remat: bool
 ) -> tuple[jax.Array, Kept]:
     """What ``stack(x_bld, call, layers)`` gives, which is called for every part and run of layers.
 
-    stack: for ``layout.inside_stage()``. layers: (parameters, Layer), stacked by layer. Of what is kept, the
+    stack: for ``layout.inside_stage()``; remat: with several rounds, recompute a run as a whole, so that it
+    should not do so itself. layers: (parameters, Layer), stacked by layer. Of what is kept, the
     means of a mixture of experts alone: every part has its own, like micro-batches, weighted by tokens.
     """
     stages, rounds, parts = layout.ways("layers"), layout.rounds, layout.parts(len(x_bld))
@@ -96,13 +97,25 @@ def run(
         x_bld, kept = stack(x_bld, call._replace(positions=positions, mask=mask), (params, own))
         return x_bld, kept.router
 
+    # A round's weights stay out of what a tick keeps for the backward pass: that would be a copy a tick.
+    if rounds == 1:
+        only = jax.tree.map(lambda w_srn: w_srn[:, 0], layers)
+
+        def in_round(_turn_s: jax.Array, *own: jax.Array) -> Any:
+            return _over_stages(work)(*own, only)
+
+    else:
+
+        @partial(jax.checkpoint, policy=None if remat else _all_but_weights)
+        def in_round(turn_s: jax.Array, *own: jax.Array) -> Any:
+            return _over_stages(work)(*own, jax.tree.map(lambda w_srn: _pick(w_srn, turn_s), layers))
+
     def tick(x_sbld: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
         part, turn, real = schedule(t, stages, rounds, parts)
         x_sbld = _enter(x_sbld, x_mbld[part[0]], turn[0] == 0)
         at = _cut(part)
         positions, segments = (_of_part(x, at) for x in (positions_mbl, segments_mbl))
-        mine = jax.tree.map(lambda w: _pick(w, _cut(turn)), layers)
-        x_sbld, router = _over_stages(work)(at, x_sbld, positions, segments, mine)
+        x_sbld, router = in_round(_cut(turn), at, x_sbld, positions, segments)
         share_s = _cut(jnp.where(real, tokens_m[part] / jnp.maximum(jnp.sum(tokens_m), 1), 0.0))
         router = jax.tree.map(lambda x_sn: jnp.sum(share_s * jnp.mean(x_sn, axis=1)), router)
         return x_sbld, (x_sbld, router)
@@ -195,8 +208,6 @@ def _trade(w: jax.Array, stages: int, rounds: int) -> jax.Array:
 @jax.custom_vjp
 def _pick(w_srn: jax.Array, turn_s: jax.Array) -> jax.Array:
     """Of every stage the run of its round: [s, n, ...]."""
-    if w_srn.shape[1] == 1:
-        return w_srn[:, 0]
 
     def local(w: jax.Array, turn: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(w[0], turn[0])
@@ -224,6 +235,14 @@ def _pick_backward(kept: tuple, grad_sn: jax.Array) -> tuple:
 
 
 _pick.defvjp(_pick_forward, _pick_backward)
+
+
+def _all_but_weights(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    """A policy of jax.checkpoint: keep everything for the backward pass but what is picked and gathered."""
+    if primitive.name != "custom_vjp_call":
+        return True
+    picked = [equation.primitive.name for equation in params["call_jaxpr"].jaxpr.eqns] == ["shard_map"]
+    return not picked and all_but_gathered(primitive, *inputs, **params)
 
 
 # ---- shardings --------------------------------------------------------------------------------------

@@ -207,8 +207,9 @@ class Transformer(nn.Module):
         call = Call(self.layout.shard(positions, "batch", "length"), mask, cache_index, capture)
         blocks, own = self.blocks, _layers(c, key, cache)
         if self.layout.axes("layers") and cache is None and not capture:
-            stack = partial(_run_stack, c, self.layout.inside_stage())
-            x_bld, kept = pipeline.run(stack, x_bld, call, (blocks, own), self.layout)
+            in_run = dataclasses.replace(c, remat=c.remat and self.layout.rounds == 1)
+            stack = partial(_run_stack, in_run, self.layout.inside_stage())
+            x_bld, kept = pipeline.run(stack, x_bld, call, (blocks, own), self.layout, c.remat)
         else:
             blocks = pipeline.whole(blocks) if self.layout.axes("layers") else blocks
             x_bld, kept = _run_stack(c, self.layout, x_bld, call, (blocks, own))

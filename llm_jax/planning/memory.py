@@ -30,7 +30,8 @@ def estimate(program: Program, state: dict[str, list[Array]]) -> dict[str, float
     in_layer = {"gathered layer": 2 * gathered_layer(program, state["params"])}
     if e.model.remat:
         kept = residuals.kept(program, False) - causes["activations"]
-        in_layer["layer"] = kept / layer_runs(e, layout)
+        at_once = 1 if layout.rounds == 1 else e.model.num_layers // (layout.ways("layers") * layout.rounds)
+        in_layer["layer"] = kept / layer_runs(e, layout) * at_once
     causes |= max(in_loss, in_layer, key=lambda worst: sum(worst.values()))
     return {**causes, "total": sum(causes.values())}
 

@@ -36,7 +36,9 @@ def _of_weight(e: Experiment, layout: Layout, w: Array) -> list[Collective]:
     size /= _product(mesh, [a for a in w.axes if a not in (*whole, "stage")])
     tied = w.name == "embedding" and e.model.tied_head  # it is the head, too: another gradient
     uses = 2 if tied else 1
-    gathers = layers if layout.zero < 3 else runs * (FORWARD_AND_BACKWARD if in_block else 1)
+    whole_runs = e.model.remat and layout.rounds > 1  # recomputed, and each layer gathered once more in that
+    times = FORWARD_AND_BACKWARD + whole_runs if in_block else 1
+    gathers = layers if layout.zero < 3 else runs * times
     sums = {1: layers, 2: layers * e.accumulation * uses, 3: runs * uses}[layout.zero]
     sum_width = 4 if layout.zero == 1 else width
     found, left = [], size

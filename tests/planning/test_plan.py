@@ -74,7 +74,8 @@ def test_the_compiler_agrees(name, monkeypatch):
         slack = 0.11 * needed[key] + 12_000  # gains, norms and losses
         assert abs(made[key] - needed[key]) <= slack, (key, made[key], needed[key])
         if key[0] != "all-reduce":
-            assert wanted[key] <= messages[key] <= wanted[key] + 8, key  # gains, norms, segments
+            # More: gains, norms, segments. Fewer: what the last layer of a recomputed run ends in.
+            assert 0.95 * wanted[key] <= messages[key] <= wanted[key] + 8, key
     parts = found.compiled["memory"]
     at_rest = found.at_rest + found.memory["batch"]
     assert parts["arguments"] == pytest.approx(at_rest, rel=0.1)
@@ -202,6 +203,14 @@ def test_search_ranks_what_fits():
     assert plans and all(one.fits for one in plans) and speeds == sorted(speeds, reverse=True)
     with pytest.raises(UserError, match="peaks"):
         search.search(e, EIGHT, 1)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_pipeline_keeps_no_weights(rounds):
+    """They would be a copy in every tick."""
+    mesh = {"stage": 2, "stage_rounds": rounds, "fsdp": 2, "data": 2}
+    found = plan.make(complete(FOUR | {"model.mlp_dim": "2048"}, **mesh), EIGHT)
+    assert residuals.kept(found.program, True) < sum(a.bytes for a in found.state["params"])
 
 
 def test_gathered_weights_are_not_kept():
