@@ -30,7 +30,7 @@ TABLE = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "experts": ("expert",),
-    "groups": ("replica", "data", "fsdp"),  # the rows of a batch where the experts are dealt out
+    "groups": ("replica", "data", "fsdp", "stage"),  # the rows of a batch where the experts are dealt out
     "features": ("tensor",),  # of tokens on their way to experts
     "layers": ("stage",),
 }
@@ -142,8 +142,8 @@ class Layout:
         return dataclasses.replace(self, whole=("length", "residual"))
 
     def inside_stage(self) -> Layout:
-        """The same for what one stage of a pipeline does."""
-        return dataclasses.replace(self, apart=("stage",))
+        """The same for what one stage of a pipeline does, under ``jax.vmap`` over the stages."""
+        return dataclasses.replace(self, apart=self.axes("layers"))
 
     def parts(self, rows: int) -> int:
         """Into how many parts a pipeline cuts so many rows: a multiple of the stages; 1 without one."""

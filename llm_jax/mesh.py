@@ -127,11 +127,14 @@ def abstract_layout(config: MeshConfig, device_count: int, slices: int = 1, plat
 
 def _layout(config: MeshConfig, mesh: Mesh | AbstractMesh, platform: str) -> Layout:
     stages, rounds, parts = mesh.shape["stage"], config.stage_rounds, config.stage_parts
-    if rounds < 1 or (rounds > 1 and stages == 1):
-        raise UserError(f"config.mesh.stage_rounds={rounds} is of a pipeline and at least 1; set mesh.stage")
+    if rounds < 1:
+        raise UserError(f"config.mesh.stage_rounds={rounds} must be at least 1")
+    if rounds > 1 and stages == 1:
+        raise UserError(f"config.mesh.stage_rounds={rounds} is of a pipeline; set mesh.stage, too")
     if parts < 0 or parts % stages or (parts and stages == 1):
         raise UserError(f"config.mesh.stage_parts={parts} must be a multiple of mesh.stage={stages}, above 1")
-    return Layout(mesh, _zero(config, mesh.shape["fsdp"]), (), (), rounds, parts, platform)
+    zero = _zero(config, mesh.shape["fsdp"])
+    return Layout(mesh, zero=zero, rounds=rounds, most_parts=parts, platform=platform)
 
 
 def _zero(config: MeshConfig, fsdp: int) -> int:

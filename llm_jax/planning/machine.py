@@ -45,16 +45,16 @@ class Machine:
         """In jax's words."""
         return "tpu" if self.is_tpu else "gpu" if self.chip else "cpu"
 
-    def bandwidth(self, axes: tuple[str, ...], group: int) -> float:
+    def bandwidth(self, axes: tuple[str, ...], group: int, reach: int) -> float:
         """The most bytes/s that a device can send to a group along these mesh axes: of a torus, both ways
-        along as many directions as the group must span. Wrap-around links are taken for granted, so that
-        times made of it are lower bounds. 0 = not known."""
+        along as many directions as the group must span; of GPUs, inside a node if the group's reach is. Wrap-
+        around links are taken for granted, so that times made of it are lower bounds. 0 = not known."""
         if self.chip is None:
             return 0.0
         if "replica" in axes and self.slices > 1:
             return self.chip.network
         if not self.chip.torus:
-            return self.chip.link if group <= self.shape[0] else self.chip.network
+            return self.chip.link if reach <= self.shape[0] else self.chip.network
         spanned = next(
             (n for n in range(1, len(self.shape)) if math.prod(sorted(self.shape)[-n:]) >= group),
             len(self.shape),

@@ -35,6 +35,8 @@ def _of_weight(e: Experiment, layout: Layout, w: Array) -> list[Collective]:
     whole = [a for a in w.axes if a in (("fsdp", "tensor") if looked_up else ("fsdp",))]
     size /= _product(mesh, [a for a in w.axes if a not in (*whole, "stage")])
     tied = w.name == "embedding" and e.model.tied_head  # it is the head, too: another gradient
+    if layout.zero < 3:  # all of a stack in one message
+        size, layers = size * layers, 1
     uses = 2 if tied else 1
     whole_runs = e.model.remat and layout.rounds > 1  # recomputed, and each layer gathered once more in that
     times = FORWARD_AND_BACKWARD + whole_runs if in_block else 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.data.batch import Batch
-from llm_jax.layout import abstractly
+from llm_jax.layout import Layout, abstractly
 from llm_jax.models import moe
 from llm_jax.models.transformer import Transformer
 from llm_jax.planning.layout import shard_shape
@@ -45,11 +46,12 @@ def kept(program: Program, remat: bool) -> float:
     ints, floats = leaf(jnp.int32), leaf(jnp.float32)
     with abstractly(layout.mesh):
         left = jax.eval_shape(backward, params, Batch(ints, ints, floats, ints, ints))
-    at_rest = {_identity(leaf) for leaf in jax.tree.leaves(params)}
+    at_rest = {identity for leaf in jax.tree.leaves(params) for identity in _identities(leaf, layout)}
     total = 0.0
     for array in jax.tree.leaves(left):
-        if array.sharding is None or _identity(array) not in at_rest:
-            spec = array.sharding.spec if array.sharding else PartitionSpec()
+        spec = array.sharding.spec if array.sharding else PartitionSpec()
+        gathered = bool(spec.reduced)
+        if gathered or (array.shape, array.dtype, _padded(spec, array.ndim)) not in at_rest:
             shard = shard_shape(array.shape, spec, layout.mesh.shape)
             total += math.prod(shard) * (
                 8 if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else array.dtype.itemsize
@@ -57,6 +59,15 @@ def kept(program: Program, remat: bool) -> float:
     return total
 
 
-def _identity(array: jax.ShapeDtypeStruct) -> tuple:
-    """What tells an array from others, also where a pipeline has dealt out its layers, which is no copy."""
-    return math.prod(array.shape), array.dtype, array.shape[-1:], array.sharding.spec.partitions[-1:]
+def _identities(leaf: jax.ShapeDtypeStruct, layout: Layout) -> Iterator[tuple]:
+    """Shape, dtype and cuts of a parameter at rest, and of its layers dealt out to the stages of a pipeline,
+    [layers of a stage, stages, ...], which with one round copies nothing."""
+    cuts, stages = _padded(leaf.sharding.spec, leaf.ndim), layout.ways("layers")
+    yield leaf.shape, leaf.dtype, cuts
+    if stages > 1 and cuts[:1] == ("stage",):
+        shape = (leaf.shape[0] // stages, stages, *leaf.shape[1:])
+        yield shape, leaf.dtype, (None, *cuts)
+
+
+def _padded(spec: PartitionSpec, ndim: int) -> tuple:
+    return (*spec.partitions, *[None] * (ndim - len(spec.partitions)))

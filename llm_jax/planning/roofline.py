@@ -56,11 +56,18 @@ def bound(
     return Roofline(
         compute=executed(e, layout, tokens) / peak,
         memory=moved(e, layout, params) / machine.chip.bandwidth,
-        network=sum(one.sent / machine.bandwidth(one.axes, one.group) for one in network),
+        network=sum(one.sent / machine.bandwidth(one.axes, one.group, reach(one, layout)) for one in network),
         step_flops=model,
         tokens=tokens,
         peak=peak,
     )
+
+
+def reach(one: Collective, layout: Layout) -> int:
+    """How many neighbours lie from the first to the last device of a group."""
+    sizes = list(layout.mesh.shape.items())
+    first = next(i for i, (axis, _) in enumerate(sizes) if axis in one.axes)
+    return math.prod(size for _, size in sizes[first:])
 
 
 def executed(e: Experiment, layout: Layout, tokens: int) -> float:
@@ -86,8 +93,9 @@ def moved(e: Experiment, layout: Layout, params: list[Array]) -> float:
     passes = PASSES + (1 if c.remat else 0)
     runs = layer_runs(e, layout)
     of_layer = sum(math.prod(shape) for shape, _ in activations(e, layout).values()) * t.width
-    reads = runs // (c.num_layers // layout.ways("layers"))  # of all the weights, one part after another
-    weights = sum(a.bytes / 4 * t.width for a in params) * layout.mesh.shape["fsdp"] * reads
+    reads = runs / (c.num_layers // layout.ways("layers"))  # of a stage's weights, for one part after another
+    weights = sum(a.bytes / 4 * t.width * (reads if a.name.startswith("blocks/") else 1) for a in params)
+    weights *= layout.mesh.shape["fsdp"]
     once = sum(a.bytes for a in params) * 7.0
     per_micro = 2 * passes * (runs * of_layer + weights) + head(e, layout)
     return e.accumulation * per_micro + once

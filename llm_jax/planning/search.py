@@ -66,7 +66,7 @@ def _changed(e: Experiment, mesh: dict[str, int], accumulation: int, remat: bool
         e,
         accumulation=accumulation,
         model=dataclasses.replace(e.model, remat=remat),
-        mesh=dataclasses.replace(e.mesh, recipe="ddp", **mesh),
+        mesh=dataclasses.replace(e.mesh, recipe="ddp", stage_rounds=1, stage_parts=0, **mesh),
         evaluation=dataclasses.replace(e.evaluation, batch_size=rows),
     )
 

@@ -18,10 +18,10 @@ def summary(plan: Plan, tokens: float, price: float) -> Iterator[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh().items()) or "one device"
     yield f"{m.name}{f' x {m.slices} slices' if m.slices > 1 else ''}: {m.devices:,} devices as {mesh}"
     yield f"parameters: {counts.pop('total'):,}  ({', '.join(f'{k} {v:,}' for k, v in counts.items())})"
-    rows = e.micro_batch // plan.program.layout.ways("batch")
+    rows = layout.Tokens.in_block(e, plan.program.layout).rows
     yield (
         f"a step: {e.global_batch_size:,} rows of {e.data.sequence_length:,} tokens, {rows} rows a device at "
-        f"a time, {e.accumulation} times{', blocks recomputed' if e.model.remat else ''}"
+        f"a time, {e.accumulation} micro-batches{', blocks recomputed' if e.model.remat else ''}"
     )
     if "stage" in plan.mesh():
         yield (
@@ -107,7 +107,7 @@ def ranking(plans: list[Plan]) -> Iterator[str]:
     for one in plans:
         r, e = one.roofline, one.experiment
         mesh = ", ".join(f"{axis} {size}" for axis, size in one.mesh().items())
-        rows = e.micro_batch // one.program.layout.ways("batch")
+        rows = layout.Tokens.in_block(e, one.program.layout).rows
         gigabytes, remat = one.memory["total"] / 1e9, "remat" if e.model.remat else "none"
         speed = f"{r.tokens_per_second:12,.0f} {r.mfu:6.1%}"
         yield f"{speed} {gigabytes:7.1f}  {r.limit:8} {mesh}; {rows}; {remat}"

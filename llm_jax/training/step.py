@@ -128,7 +128,10 @@ def _gathered(model: Transformer, params: Any) -> Any:
         if re.fullmatch(GAINS_AND_BIASES, name):
             return w
         cut = "fsdp" in jax.tree.leaves(tuple(jax.typeof(w).sharding.spec))
-        return model.layout.gather(w, model.dtype if cut and not name.endswith("/router") else w.dtype)
+        whole = model.layout.gather(w, model.dtype if cut and not name.endswith("/router") else w.dtype)
+        # Without the barrier XLA cuts a table again inside the micro-batch and gathers it a second time, and
+        # where tensor cuts it, too, Shardy (jaxlib 0.10.2, 0.12.0) aborts.
+        return jax.lax.optimization_barrier(whole)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 

@@ -61,11 +61,13 @@ def test_a_stage_holds_its_own_layers():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(alone))
 
 
-def test_evaluation_and_decoding():
+@pytest.mark.parametrize("changes", [{}, {"num_experts": 4, "mlp_dim": 16}], ids=["dense", "experts"])
+def test_evaluation_and_decoding(changes):
     """The same numbers as on one device: evaluation through the pipeline, decoding without it."""
+    config = dataclasses.replace(DEEP, **changes)
 
     def both(layout):
-        model, params = families.make(DEEP, layout)
+        model, params = families.make(config, layout)
         batch = jax.tree.map(lambda x: x[None, None], families.batch(8))
         with jax.set_mesh(layout.mesh):
             found = jax.jit(make_evaluation(model, CLM()))(params, families.place(batch, layout, lead=2))
@@ -79,8 +81,8 @@ def test_evaluation_and_decoding():
 
             ids = families.place(families.batch(8), layout).inputs
             model = model.clone(layout=layout.decoding())
-            hidden = jax.jit(decode)(params, empty_cache(DEEP, model.layout, 8, LENGTH), ids)
-        return jax.device_get((found, hidden))
+            hidden = jax.jit(decode)(params, empty_cache(config, model.layout, 8, LENGTH), ids)
+        return jax.device_get((found["loss"], hidden))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), both(TWO), both(ONE))
 
@@ -126,7 +128,7 @@ def test_experts(changes, mesh):
     "mesh, words",
     [
         ({"stage": 2, "stage_rounds": 0}, "stage_rounds=0"),
-        ({"stage_rounds": 2}, "set mesh.stage"),
+        ({"stage_rounds": 2}, "is of a pipeline"),
         ({"stage": 2, "stage_parts": 3}, "stage_parts=3 must be a multiple"),
     ],
 )
