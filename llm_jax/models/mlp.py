@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +26,23 @@ def relu_squared(x: jax.Array) -> jax.Array:
     return jax.numpy.square(jax.nn.relu(x))
 
 
-gelu = partial(jax.nn.gelu, approximate=False)  # exact (Hendrycks and Gimpel 2016, arXiv 1606.08415)
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution up to x, exact (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+
+    With a derivative of its own: in jax 0.12.0 that of ``erf`` has no rule inside ``jax.shard_map``, where
+    experts are.
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (d_x,) = primals, tangents
+    below = 0.5 * jax.lax.erfc(-x * math.sqrt(0.5))
+    density = jax.numpy.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+    return gelu(x), d_x * (below + x * density)
+
 
 ACTIVATIONS = {
     "gelu": Activation(gelu),

@@ -229,3 +229,9 @@ def test_mlp(name, biases):
 
     hidden = ACTIVATED[name](linear(x, "in"), linear(x, "gate") if "gate" in w else None)
     np.testing.assert_allclose(mlp.apply({"params": w}, x), linear(hidden, "out"), rtol=2e-4, atol=1e-4)
+
+
+def test_the_derivative_of_gelu():
+    x = np.linspace(-6.0, 6.0, 101, dtype=np.float32)
+    exact = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(ACTIVATIONS["gelu"].function))(x), exact, atol=1e-6)
