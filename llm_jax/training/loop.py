@@ -17,6 +17,7 @@ import jax
 from llm_jax import config as configs
 from llm_jax import flags, hosts, storage
 from llm_jax.errors import Stopped, UserError
+from llm_jax.models import pipeline
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
 from llm_jax.training import metrics, norms, warm_start
@@ -149,6 +150,10 @@ def describe(program: Program, start: int) -> str:
     axes = ", ".join(f"{axis} {size}" for axis, size in program.layout.mesh.shape.items() if size > 1)
     kind = jax.devices()[0].device_kind
     begun = f"resuming at step {start:,}" if start else "starting"
+    if program.layout.axes("layers"):
+        rows = program.experiment.micro_batch
+        idle = pipeline.bubble(program.layout, rows)
+        axes += f"; a pipeline of {program.layout.parts(rows)} parts, idle {idle:.0%} of its ticks"
     return (
         f"model: {params / 1e6:.2f} M parameters, {program.experiment.model.dtype}, on "
         f"{program.layout.mesh.size} x {kind} ({axes or 'one device'}); {begun}"
