@@ -46,7 +46,8 @@ def test_the_compiler_agrees(topology, changes, tmp_path):
     at_rest = memory["parameters"] + memory["optimizer"] + memory["batch"]
     assert found["compiled_memory_bytes"]["arguments"] == pytest.approx(at_rest, rel=0.1)
     least, sent = (sum(row[key] for row in rows) for key in ("minimum_bytes", "bytes"))
-    assert 0.95 * least <= sent <= 1.25 * least, rows
+    # Less: where fsdp cuts nothing, XLA moves the sums of a pipeline's gradients out of its ticks.
+    assert 0.8 * least <= sent <= 1.25 * least, rows
     for row in rows:  # gathers, hand-overs and all-to-alls are never made of anything else
         if row["kind"] in ("all-gather", "all-to-all") or row["axis"] == "stage":
             slack = 0.01 * row["minimum_bytes"] + 100_000
