@@ -165,9 +165,12 @@ class Layout:
         out_spec: PartitionSpec,
         check_vma: bool = True,
     ) -> jax.Array:
-        """``jax.shard_map`` over all mesh axes, also inside a stage of a pipeline: there ``jax.vmap`` would
-        leave out the axis of the stages, and then refuses parts to be summed over the others."""
+        """``local(*args)`` on each device, ``jax.shard_map`` over all mesh axes, its inputs cut as they lie.
 
+        Also inside a stage of a pipeline: there ``jax.vmap`` would leave out the axis of the stages, and then
+        refuses parts to be summed over the others. out, out_spec: shape and dtype of the whole result, and
+        how it is cut; check_vma: shard_map's.
+        """
         if not self.apart:
             specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, args)
             return jax.shard_map(local, in_specs=specs, out_specs=out_spec, check_vma=check_vma)(*args)

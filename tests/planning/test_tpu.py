@@ -28,7 +28,7 @@ EXPERTS = {"model.num_experts": 4, "model.capacity_factor": 1.25, "model.mlp_dim
     [
         ("v5e:2x2", {"mesh.recipe": "hsdp", "mesh.fsdp": 2}),
         ("v5e:2x2", {"mesh.recipe": "fsdp_tp", "mesh.fsdp": 2, "mesh.tensor": 2}),
-        ("v5p:2x2x2", {"mesh.recipe": "pipeline", "mesh.fsdp": 1, "mesh.data": 2}),
+        ("v5p:2x2x2", {"mesh.recipe": "pipeline", "mesh.fsdp": 1, "mesh.data": 2, "mesh.zero": 1}),
         ("v5p:2x2x2", {"mesh.recipe": "moe", "mesh.fsdp": 2, "mesh.expert": 4, **EXPERTS}),
     ],
     ids=lambda value: value if isinstance(value, str) else value["mesh.recipe"],
@@ -46,8 +46,7 @@ def test_the_compiler_agrees(topology, changes, tmp_path):
     at_rest = memory["parameters"] + memory["optimizer"] + memory["batch"]
     assert found["compiled_memory_bytes"]["arguments"] == pytest.approx(at_rest, rel=0.1)
     least, sent = (sum(row[key] for row in rows) for key in ("minimum_bytes", "bytes"))
-    # Less: where fsdp cuts nothing, XLA moves the sums of a pipeline's gradients out of its ticks.
-    assert 0.8 * least <= sent <= 1.25 * least, rows
+    assert 0.95 * least <= sent <= 1.25 * least, rows
     for row in rows:  # gathers, hand-overs and all-to-alls are never made of anything else
         if row["kind"] in ("all-gather", "all-to-all") or row["axis"] == "stage":
             slack = 0.01 * row["minimum_bytes"] + 100_000
