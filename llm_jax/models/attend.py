@@ -74,13 +74,16 @@ def scores(
     softcap: cap * tanh(score / cap) (Gemma 2, arXiv 2408.00118). ALiBi: a score falls by slope * distance
     (Press et al. 2021, arXiv 2108.12409), to both sides in an encoder.
     """
-    s_bgrlm = jnp.einsum(
-        "blgrk,bmgk->bgrlm",
-        q_blgrk,
+    by_head = layout.spec("batch", "kv_heads", None, None)
+    s_bgnm = jnp.einsum(
+        "bgnk,bmgk->bgnm",
+        _heads_first(q_blgrk, layout),
         k_bmgk,
         preferred_element_type=jnp.float32,
-        out_sharding=layout.spec("batch", "kv_heads", None, None, None),
-    ) / math.sqrt(q_blgrk.shape[-1])
+        out_sharding=by_head,
+    )
+    b, l, g, r, k = q_blgrk.shape
+    s_bgrlm = s_bgnm.reshape(b, g, r, l, -1) / math.sqrt(k)
     if scoring.softcap:
         s_bgrlm = scoring.softcap * jnp.tanh(s_bgrlm / scoring.softcap)
     if scoring.slopes is not None:
@@ -105,8 +108,19 @@ def dense(
 ) -> jax.Array:
     """The reference: all scores at once. [batch, l, g, r, k]."""
     p_bgrlm = dense_weights(q_blgrk, k_bmgk, mask, scoring, layout).astype(v_bmgk.dtype)
+    b, g, r, l, m = p_bgrlm.shape
+    by_head = layout.spec("batch", "kv_heads", None, None)
+    o_bgnk = jnp.einsum("bgnm,bmgk->bgnk", p_bgrlm.reshape(b, g, r * l, m), v_bmgk, out_sharding=by_head)
     out = layout.spec("batch", None, "kv_heads", None, None)
-    return jnp.einsum("bgrlm,bmgk->blgrk", p_bgrlm, v_bmgk, out_sharding=out)
+    return jnp.einsum("bgrlk->blgrk", o_bgnk.reshape(b, g, r, l, -1), out_sharding=out)
+
+
+def _heads_first(q_blgrk: jax.Array, layout: Layout) -> jax.Array:
+    """[batch, g, r * l, k]: rows to be multiplied with the keys of their head. In any other order XLA's CPU
+    compiler copies scores, transposed, for each product (40% of attention; log)."""
+    b, l, g, r, k = q_blgrk.shape
+    by_head = layout.spec("batch", "kv_heads", None, None, None)
+    return jnp.einsum("blgrk->bgrlk", q_blgrk, out_sharding=by_head).reshape(b, g, r * l, k)
 
 
 Kernel = Callable[..., jax.Array]

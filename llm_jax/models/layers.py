@@ -6,9 +6,12 @@ d model, h query heads, g key-value heads, r query heads per key-value head, k h
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from llm_jax.layout import Layout
 
@@ -52,6 +55,9 @@ def dense(
     equation: ``bld,dhk->blhk`` and the like; the axes of w that stay are the last of the result, and the
     bias has their shape. Where w is cut along an axis that is summed over, the parts of the result are
     summed and cut along the length at once, a reduce-scatter.
+
+    Where the length is whole it is one product of two matrices, tokens x features: XLA's CPU compiler copies
+    the operands of any other form into that one, transposed, a quarter of a small model's step (log).
     """
     layout: Layout = module.layout
     letters, out = equation.split(",")[1].split("->")
@@ -60,7 +66,11 @@ def dense(
     stay = [named.get(letter) for letter in out[2:]]
     summed = tuple(a for letter in letters if letter not in out for a in layout.computed(named[letter]))
     spec = layout.spec("batch", "length", *stay, summed=summed)
-    y = jnp.einsum(equation, x, param(module, name, shape, axes, std), out_sharding=spec)
+    w = param(module, name, shape, axes, std)
+    if layout.axes("length"):
+        y = jnp.einsum(equation, x, w, out_sharding=spec)
+    else:
+        y = _matmul(x, w, out_sharding=spec)
     if summed:
         y = layout.shard(y, "batch", "residual", *stay)
     if module.config.biases:
@@ -68,6 +78,21 @@ def dense(
         bias_shape, bias_axes = tuple(shape[i] for i in kept), tuple(axes[i] for i in kept)
         y = y + vector_param(module, f"{name}_bias", bias_shape, bias_axes, 0.0).astype(y.dtype)
     return y
+
+
+def _matmul(x: jax.Array, w: jax.Array, out_sharding: PartitionSpec) -> jax.Array:
+    """[batch, length, in...] times [in..., out...], through matrices; only the first of several features may
+    be cut."""
+    count = x.ndim - 2
+    inputs, outputs = math.prod(w.shape[:count]), math.prod(w.shape[count:])
+    x_spec, w_spec = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
+    rows, _, features, *_ = x_spec.partitions
+    cut_in, cut_out = w_spec.partitions[0], w_spec.partitions[count]
+    x_ni = jnp.reshape(x, (-1, inputs), out_sharding=x_spec.update(partitions=(rows, features)))
+    w_io = jnp.reshape(w, (inputs, outputs), out_sharding=w_spec.update(partitions=(cut_in, cut_out)))
+    by_row = out_sharding.update(partitions=(rows, out_sharding.partitions[2]))
+    y_no = jnp.einsum("ni,io->no", x_ni, w_io, out_sharding=by_row)
+    return jnp.reshape(y_no, (*x.shape[:2], *w.shape[count:]), out_sharding=out_sharding)
 
 
 class RMSNorm(nn.Module):
