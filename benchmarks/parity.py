@@ -1,7 +1,7 @@
 """llm_jax against PyTorch from equal weights on equal batches: gradients, then every loss of 50 steps.
 
-  python benchmarks/parity.py --text=tinyshakespeare.txt
-  python benchmarks/parity.py --write-fixtures
+  python -m benchmarks.parity --text=tinyshakespeare.txt
+  python -m benchmarks.parity --write-fixtures
 
 Needs torch. The first form writes benchmarks/results/parity.json and exits 1 when a tolerance is passed;
 the second writes tests/fixtures/parity_*.npz, which hold tests/test_parity.py to PyTorch without torch.
@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import record
 import torch
-from peers import torch_transformer as peer
 
+from benchmarks import record
+from benchmarks.peers import torch_transformer as peer
 from llm_jax import cli, mesh
 from llm_jax.data.batch import Batch, Rows
 from llm_jax.models import transformer
@@ -98,18 +98,21 @@ def jax_run(program: Program, steps: int) -> dict[str, Any]:
 # ---- parity ---------------------------------------------------------------------------------
 
 
-def compare(config_file: str, text: str, steps: int, directory: Path) -> dict[str, Any]:
-    """Differences of one config. The schedule is pressed into ``steps``, so that all of it is passed."""
-    config = cli.load_config(str(ROOT / config_file))
-    changes = {
-        "data.text": (text,),
-        "steps": steps,
-        "steps_per_dispatch": 1,
-        "evaluation.every": 0,
-        "checkpoint.every": 0,
-        "schedule.warmup_steps": steps // 5,
-    }
-    e = experiments.resolve(experiments.override(config, changes))
+def shortened(e: Experiment, steps: int) -> Experiment:
+    """With the schedule pressed into ``steps``, so that all of it is passed, one step at a time."""
+    return dataclasses.replace(
+        e,
+        steps=steps,
+        steps_per_dispatch=1,
+        schedule=dataclasses.replace(e.schedule, warmup_steps=steps // 5),
+        evaluation=dataclasses.replace(e.evaluation, every=0),
+        checkpoint=dataclasses.replace(e.checkpoint, every=0),
+    )
+
+
+def compare(e: Experiment, steps: int, directory: Path) -> dict[str, Any]:
+    """Differences of one experiment, resolved, over ``steps`` steps; shards go to ``directory``."""
+    e = shortened(e, steps)
     program = Program.prepare(e, directory, say=lambda _: None)
     ours = jax_run(program, steps)
     theirs = torch_run(program.experiment, ours["params"], ours["batches"], steps)
@@ -120,8 +123,8 @@ def compare(config_file: str, text: str, steps: int, directory: Path) -> dict[st
     worst = max(by_leaf, key=by_leaf.get)
     loss_differences = np.abs(np.subtract(ours["losses"], theirs["losses"]))
     return {
-        "config": config_file,
         "steps": steps,
+        "vocab_size": program.experiment.model.vocab_size,
         "parameters": sum(g.size for g in theirs["gradients"].values()),
         "max_gradient_difference": by_leaf[worst],
         "worst_gradient": worst,
@@ -140,7 +143,9 @@ def parity(text: str, steps: int) -> bool:
     with tempfile.TemporaryDirectory() as directory:
         for name, config_file in CONFIGS.items():
             start = time.perf_counter()
-            r = result[name] = compare(config_file, text, steps, Path(directory) / "data")
+            config = experiments.override(cli.load_config(str(ROOT / config_file)), {"data.text": (text,)})
+            found = compare(experiments.resolve(config), steps, Path(directory) / "data")
+            r = result[name] = {"config": config_file} | found
             print(
                 f"{name}: gradients within {r['max_gradient_difference']:.1e} of their largest entry "
                 f"({r['worst_gradient']}), {steps} losses within {r['max_loss_difference']:.1e} "

@@ -219,7 +219,10 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """A policy of jax.checkpoint: keep everything for the backward pass but what ``gather`` gave."""
+    """A policy of jax.checkpoint: keep everything for the backward pass but what ``gather`` gave, and views,
+    which may be of that and are made again for nothing."""
+    if primitive.name == "reshape":
+        return False
     if primitive.name != "custom_vjp_call":
         return True
     equations = params["call_jaxpr"].jaxpr.eqns

@@ -1,0 +1,132 @@
+"""Training steps beside PyTorch's, each side in processes of its own, taking turns.
+
+  pip install -r requirements/benchmarks.txt
+  python -m benchmarks.speed.run                       # every row; those of absent hardware at tiny shapes
+  python -m benchmarks.speed.run --rows=shakespeare_cpu --rounds=3
+
+Forward, backward, clipping and AdamW of the same model from memory (and ours from the real loader as well),
+after a parity check of losses and gradients from equal weights. Sides: ours; our own PyTorch module of the
+same mathematics, eager and compiled; transformers as users meet it. Writes benchmarks/results/speed.json: a
+row that has not run on the hardware it names has "dry_run". README's table: python -m benchmarks.speed.table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record
+from benchmarks.speed.rows import ROOT, ROWS, Row
+from llm_jax.models import flops
+from llm_jax.training import experiment
+
+RESULT = ROOT / "benchmarks" / "results" / "speed.json"
+TRIAL_STEPS = 4  # of a dry run
+
+
+def sides(row: Row, tiny: bool) -> dict[str, list[str]]:
+    """{name: module and arguments}; of a dry run, the peers in one way each."""
+    modes = ("eager",) if tiny else row.torch
+    own = {f"torch {mode}": ["torch_peer", mode] for mode in modes}
+    return {"llm_jax": ["ours"], **own, "transformers": ["transformers_peer", modes[-1]]}
+
+
+def run_side(module: str, *mode: str, name: str, text: str, tiny: bool) -> dict[str, Any]:
+    steps = TRIAL_STEPS if tiny else 0
+    arguments = [name, text, "tiny" if tiny else "whole", str(steps), *mode]
+    command = [sys.executable, "-m", f"benchmarks.speed.{module}", *arguments]
+    with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
+        own = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_CACHE_DIR": cache}
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summarize(rounds: list[dict[str, Any]], tokens: int, flops_per_token: float) -> dict[str, Any]:
+    """Of the rounds of one side: all their steps together, and each round's median."""
+    ms = [x for one in rounds for x in one["ms"]]
+    p10, p50, p90 = np.percentile(ms, (10, 50, 90))
+    out = {
+        "ms": round(p50, 2),
+        "ms_p10": round(p10, 2),
+        "ms_p90": round(p90, 2),
+        "round_ms": [round(statistics.median(one["ms"]), 2) for one in rounds],
+        "tokens_per_second": round(1000 * tokens / p50),
+        "tflops": round(tokens * flops_per_token / p50 / 1e9, 3),
+        "first_seconds": round(statistics.median(one["first_seconds"] for one in rounds), 2),
+        "peak_gb": round(max(one["peak_bytes"] for one in rounds) / 1e9, 3),
+    }
+    if "loader_ms" in rounds[0]:
+        out["loader_ms"] = round(statistics.median(x for one in rounds for x in one["loader_ms"]), 2)
+        out["device"] = f"{rounds[0]['devices']} x {rounds[0]['device']}"
+    return out
+
+
+def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
+    row = ROWS[name]
+    e = row.experiment(text, tiny)
+    equal = run_side("equal", name=name, text=text, tiny=tiny or row.platform == "gpu")
+    if not equal["passed"]:
+        raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
+    print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
+    found: dict[str, list] = {side: [] for side in sides(row, tiny)}
+    for number in range(rounds):
+        for side, (module, *mode) in sides(row, tiny).items():
+            found[side].append(run_side(module, *mode, name=name, text=text, tiny=tiny))
+            last = statistics.median(found[side][-1]["ms"])
+            print(f"  round {number + 1}, {side}: {last:.1f} ms a step", flush=True)
+    c = experiment.complete(e, equal["vocab_size"]).model
+    tokens, cost = e.global_batch_size * c.max_length, flops.training_flops_per_token(c, c.max_length)
+    out = {side: summarize(them, tokens, cost) for side, them in found.items()}
+    best = min((s for s in out if s.startswith("torch")), key=lambda s: out[s]["ms"])
+    return {
+        "dry_run": tiny,
+        "platform": row.platform,
+        "shape": {"layers": c.num_layers, "width": c.model_dim, "length": c.max_length}
+        | {"rows": e.global_batch_size, "objective": row.objective},
+        "flops_per_token": cost,
+        "parity": {k: equal[k] for k in ("steps", "max_gradient_difference", "max_loss_difference")},
+        "best_torch": best,
+        "ours_over_best_torch": round(out[best]["ms"] / out["llm_jax"]["ms"], 3),
+        "sides": out,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side is started")
+    parser.add_argument("--text", default="python:docs", help="what the tokens are taken from")
+    args = parser.parse_args()
+    # Asked in a process of its own: one that has met the device keeps its memory.
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    here = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    for name in args.rows.split(","):
+        if name not in ROWS:
+            parser.error(f"--rows: {name} is none of {', '.join(ROWS)}")
+        tiny = ROWS[name].platform != here
+        versions = record.environment("jax", "jaxlib", "torch", "transformers")
+        measured = versions | measure(name, args.text, 1 if tiny else args.rounds, tiny)
+        ratio, best = measured["ours_over_best_torch"], measured["best_torch"]
+        print(f"{name}: {ratio} times {best}{' (dry run)' if tiny else ''}", flush=True)
+        if tiny and not result["rows"].get(name, {"dry_run": True})["dry_run"]:
+            print(f"{name}: what the hardware gave stays in the results")
+            continue
+        result["rows"][name] = measured
+        record.write("speed", result)
+
+
+if __name__ == "__main__":
+    main()
