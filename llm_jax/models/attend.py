@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,19 @@ class Mask(NamedTuple):
 
     def dense(self) -> jax.Array:
         """bool [batch, l, m], True where a query may look."""
-        return self.block(0, self.q_segments.shape[1], 0, self.kv_segments.shape[1])
+        return self._allowed(self.q_segments, self.kv_segments, 0, 0)
 
     def block(self, q: jax.Array | int, rows: int, kv: jax.Array | int, columns: int) -> jax.Array:
         """The part of ``dense`` at queries q .. q + rows - 1 and keys kv .. kv + columns - 1."""
         q_segments = jax.lax.dynamic_slice_in_dim(self.q_segments, q, rows, axis=1)
         kv_segments = jax.lax.dynamic_slice_in_dim(self.kv_segments, kv, columns, axis=1)
+        return self._allowed(q_segments, kv_segments, q, kv)
+
+    def _allowed(
+        self, q_segments: jax.Array, kv_segments: jax.Array, q: jax.Array | int, kv: jax.Array | int
+    ) -> jax.Array:
         allowed = q_segments[:, :, None] == kv_segments[:, None, :]
-        distance = self.distance(q, rows, kv, columns)
+        distance = self.distance(q, q_segments.shape[1], kv, kv_segments.shape[1])
         if self.causal:
             allowed &= distance >= 0
         if self.window is not None:
@@ -107,12 +113,75 @@ def dense(
     q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
 ) -> jax.Array:
     """The reference: all scores at once. [batch, l, g, r, k]."""
-    p_bgrlm = dense_weights(q_blgrk, k_bmgk, mask, scoring, layout).astype(v_bmgk.dtype)
-    b, g, r, l, m = p_bgrlm.shape
-    by_head = layout.spec("batch", "kv_heads", None, None)
-    o_bgnk = jnp.einsum("bgnm,bmgk->bgnk", p_bgrlm.reshape(b, g, r * l, m), v_bmgk, out_sharding=by_head)
+    b, l, g, r, k = q_blgrk.shape
+    if scoring == Scoring():
+        bias_blm = jnp.where(mask.dense(), 0.0, NOTHING)
+        o_bgnk = _plain(layout, _heads_first(q_blgrk, layout), k_bmgk, v_bmgk, bias_blm)
+    else:
+        p_bgrlm = dense_weights(q_blgrk, k_bmgk, mask, scoring, layout).astype(v_bmgk.dtype)
+        p_bgnm, by_head = p_bgrlm.reshape(b, g, r * l, -1), layout.spec("batch", "kv_heads", None, None)
+        o_bgnk = jnp.einsum("bgnm,bmgk->bgnk", p_bgnm, v_bmgk, out_sharding=by_head)
     out = layout.spec("batch", None, "kv_heads", None, None)
-    return jnp.einsum("bgrlk->blgrk", o_bgnk.reshape(b, g, r, l, -1), out_sharding=out)
+    return jnp.einsum("bgrlk->blgrk", o_bgnk.reshape(b, g, r, l, k), out_sharding=out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _plain(
+    layout: Layout, q_bgnk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, bias_blm: jax.Array
+) -> jax.Array:
+    """softmax(q k / sqrt(head_dim) + bias) v, [b, g, r * l, k], n being r * l; the bias has no gradient.
+
+    The derivative that jax would find passes over the scores seven times; this one does so twice, since what
+    a row of them is divided by and summed up to is known from the output (FlashAttention, section 3.1).
+    """
+    return _plain_forward(layout, q_bgnk, k_bmgk, v_bmgk, bias_blm)[0]
+
+
+def _plain_forward(
+    layout: Layout, q_bgnk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, bias_blm: jax.Array
+) -> tuple[jax.Array, tuple]:
+    product = _product(layout)
+    s_bgnm = product("bgnk,bmgk->bgnm", q_bgnk, k_bmgk, jnp.float32) / math.sqrt(q_bgnk.shape[-1])
+    b, g, n, m = s_bgnm.shape
+    s_bgrlm = s_bgnm.reshape(b, g, -1, bias_blm.shape[1], m) + bias_blm[:, None, None]
+    s_bgnm = s_bgrlm.reshape(b, g, n, m)
+    p_bgnm = jnp.exp(s_bgnm - jnp.max(s_bgnm, axis=-1, keepdims=True))
+    inverse_bgn1 = 1.0 / jnp.sum(p_bgnm, axis=-1, keepdims=True)
+    p_bgnm = p_bgnm.astype(v_bmgk.dtype)
+    o_bgnk = product("bgnm,bmgk->bgnk", p_bgnm, v_bmgk, jnp.float32) * inverse_bgn1
+    o_bgnk = o_bgnk.astype(v_bmgk.dtype)
+    return o_bgnk, (q_bgnk, k_bmgk, v_bmgk, p_bgnm, inverse_bgn1, o_bgnk)
+
+
+def _plain_backward(layout: Layout, kept: tuple, d_o_bgnk: jax.Array) -> tuple:
+    q_bgnk, k_bmgk, v_bmgk, p_bgnm, inverse_bgn1, o_bgnk = kept
+    product, scale = _product(layout), 1.0 / math.sqrt(q_bgnk.shape[-1])
+    d_o_bgnk = d_o_bgnk * inverse_bgn1  # of p before it is divided
+    delta_bgn1 = jnp.sum(d_o_bgnk * o_bgnk.astype(jnp.float32), axis=-1, keepdims=True)
+    d_o_bgnk = d_o_bgnk.astype(v_bmgk.dtype)
+    d_p_bgnm = product("bgnk,bmgk->bgnm", d_o_bgnk, v_bmgk, jnp.float32)
+    d_s_bgnm = (p_bgnm * (d_p_bgnm - delta_bgn1) * scale).astype(q_bgnk.dtype)
+    d_q_bgnk = product("bgnm,bmgk->bgnk", d_s_bgnm, k_bmgk)
+    d_k_bmgk = product("bgnm,bgnk->bmgk", d_s_bgnm, q_bgnk)
+    d_v_bmgk = product("bgnm,bgnk->bmgk", p_bgnm, d_o_bgnk)
+    return d_q_bgnk, d_k_bmgk, d_v_bmgk, None
+
+
+_plain.defvjp(_plain_forward, _plain_backward)
+
+
+def _product(layout: Layout) -> Callable[..., jax.Array]:
+    """einsum of arrays by head; the result's dtype is the inputs' where none is asked for."""
+    specs = {
+        "bg": layout.spec("batch", "kv_heads", None, None),
+        "bm": layout.spec("batch", None, "kv_heads", None),
+    }
+
+    def product(equation: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Array:
+        spec = specs[equation.split("->")[1][:2]]
+        return jnp.einsum(equation, x, y, preferred_element_type=dtype, out_sharding=spec)
+
+    return product
 
 
 def _heads_first(q_blgrk: jax.Array, layout: Layout) -> jax.Array:

@@ -15,7 +15,7 @@ from llm_jax.layout import Layout
 from llm_jax.models import attend, context
 from llm_jax.models.attend import MAX_DENSE_SCORES, Mask, Scoring
 from llm_jax.models.blockwise import blockwise
-from llm_jax.models.layers import RMSNorm, dense
+from llm_jax.models.layers import Output, RMSNorm, dense, dense_together
 from llm_jax.models.positions import POSITIONS
 from llm_jax.models.splash import splash, unfit
 
@@ -126,10 +126,12 @@ class Attention(nn.Module):
         """Queries [b, l, h, k], keys and values [b, l, g, k], normed and turned."""
         c = self.config
         d, std = c.model_dim, c.std(fan_in=c.model_dim)
-        heads, kv_heads = (d, c.num_heads, c.head_size), (d, c.kv_heads, c.head_size)
-        q = dense(self, "query", "bld,dhk->blhk", x_bld, heads, ("embed", "heads", "head"), std)
-        k = dense(self, "key", "bld,dgk->blgk", x_bld, kv_heads, ("embed", "kv_heads", "head"), std)
-        v = dense(self, "value", "bld,dgk->blgk", x_bld, kv_heads, ("embed", "kv_heads", "head"), std)
+        outputs = [
+            Output("query", (d, c.num_heads, c.head_size), ("embed", "heads", "head")),
+            Output("key", (d, c.kv_heads, c.head_size), ("embed", "kv_heads", "head")),
+            Output("value", (d, c.kv_heads, c.head_size), ("embed", "kv_heads", "head")),
+        ]
+        q, k, v = dense_together(self, outputs, x_bld, std)
         if c.qk_norm:  # Henry et al. 2020 (arXiv 2010.04245), Dehghani et al. 2023 (arXiv 2302.05442)
             q = RMSNorm(self.layout, self.dtype, axis="head", name="query_norm")(q)
             k = RMSNorm(self.layout, self.dtype, axis="head", name="key_norm")(k)

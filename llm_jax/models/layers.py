@@ -7,6 +7,7 @@ d model, h query heads, g key-value heads, r query heads per key-value head, k h
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,18 +67,60 @@ def dense(
     stay = [named.get(letter) for letter in out[2:]]
     summed = tuple(a for letter in letters if letter not in out for a in layout.computed(named[letter]))
     spec = layout.spec("batch", "length", *stay, summed=summed)
-    w = param(module, name, shape, axes, std)
+    w, bias = _weight_and_bias(module, name, shape, axes, std, len(out) - 2)
     if layout.axes("length"):
         y = jnp.einsum(equation, x, w, out_sharding=spec)
     else:
         y = _matmul(x, w, out_sharding=spec)
     if summed:
         y = layout.shard(y, "batch", "residual", *stay)
-    if module.config.biases:
-        kept = [letters.index(letter) for letter in out[2:]]
-        bias_shape, bias_axes = tuple(shape[i] for i in kept), tuple(axes[i] for i in kept)
-        y = y + vector_param(module, f"{name}_bias", bias_shape, bias_axes, 0.0).astype(y.dtype)
-    return y
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+class Output(NamedTuple):
+    """One of several results of the same input: its name, the shape of its weight [d, ...] and that's axes."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+
+
+def dense_together(module: nn.Module, outputs: list[Output], x_bld: jax.Array, std: float) -> list[jax.Array]:
+    """[batch, length, ...] each, as ``dense`` gives them one by one; where nothing cuts their features, by one
+    product with all the weights beside each other, of larger matrices and fewer."""
+    layout: Layout = module.layout
+    cut = any(layout.computed(axis) for output in outputs for axis in output.axes[1:])
+    if cut or layout.axes("length") or layout.apart:  # jax.vmap over stages cannot join what was gathered
+        return [dense(module, o.name, _EQUATIONS[len(o.shape)], x_bld, o.shape, o.axes, std) for o in outputs]
+    declared = [_weight_and_bias(module, *output, std, len(output.shape) - 1) for output in outputs]
+    flat = [_flat(w) for w, _ in declared]
+    y_blo = _matmul(x_bld, jnp.concatenate(flat, axis=1), layout.spec("batch", "length", None))
+    parts = jax.lax.split(y_blo, [w.shape[1] for w in flat], axis=2)
+    results = []
+    for part, output, (_, bias) in zip(parts, outputs, declared, strict=True):
+        spec = layout.spec("batch", "length", *output.axes[1:])
+        y = jnp.reshape(part, (*x_bld.shape[:2], *output.shape[1:]), out_sharding=spec)
+        results.append(y if bias is None else y + bias.astype(y.dtype))
+    return results
+
+
+_EQUATIONS = {2: "bld,df->blf", 3: "bld,dhk->blhk"}  # by the axes of the weight
+
+
+def _weight_and_bias(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float, kept: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """kept: how many of the weight's last axes are the result's, and the bias's."""
+    w = param(module, name, shape, axes, std)
+    if not module.config.biases:
+        return w, None
+    return w, vector_param(module, f"{name}_bias", shape[-kept:], axes[-kept:], 0.0)
+
+
+def _flat(w: jax.Array) -> jax.Array:
+    """[d, ...] to [d, features], of a weight that nothing cuts."""
+    spec = jax.typeof(w).sharding.spec
+    return jnp.reshape(w, (w.shape[0], -1), out_sharding=spec.update(partitions=(None, None)))
 
 
 def _matmul(x: jax.Array, w: jax.Array, out_sharding: PartitionSpec) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.layout import Layout
-from llm_jax.models.layers import dense
+from llm_jax.models.layers import Output, dense, dense_together
 
 
 class Activation(NamedTuple):
@@ -74,10 +74,10 @@ class MLP(nn.Module):
         std, out_std = c.std(fan_in=c.model_dim), c.std(fan_in=c.mlp_size, residual=True)
         shape, axes = (c.model_dim, c.mlp_size), ("embed", "mlp")
         x_bld = self.layout.enter(x_bld)
-        h_blf = dense(self, "in", "bld,df->blf", x_bld, shape, axes, std)
-        if activation.gated:
-            gate_blf = dense(self, "gate", "bld,df->blf", x_bld, shape, axes, std)
-            h_blf = activation.function(gate_blf) * h_blf
+        names = ("in", "gate") if activation.gated else ("in",)
+        h_blf, *gate = dense_together(self, [Output(name, shape, axes) for name in names], x_bld, std)
+        if gate:
+            h_blf = activation.function(*gate) * h_blf
         else:
             h_blf = activation.function(h_blf)
         return dense(self, "out", "blf,fd->bld", h_blf, shape[::-1], axes[::-1], out_std)
