@@ -71,6 +71,10 @@ class Scoring(NamedTuple):
     slopes: jax.Array | None = None
     softcap: float = 0.0
 
+    @property
+    def plain(self) -> bool:
+        return self.slopes is None and not self.softcap
+
 
 def scores(
     q_blgrk: jax.Array, k_bmgk: jax.Array, distance_lm: jax.Array, scoring: Scoring, layout: Layout
@@ -114,7 +118,7 @@ def dense(
 ) -> jax.Array:
     """The reference: all scores at once. [batch, l, g, r, k]."""
     b, l, g, r, k = q_blgrk.shape
-    if scoring == Scoring():
+    if scoring.plain:
         bias_blm = jnp.where(mask.dense(), 0.0, NOTHING)
         o_bgnk = _plain(layout, _heads_first(q_blgrk, layout), k_bmgk, v_bmgk, bias_blm)
     else:
@@ -190,6 +194,17 @@ def _heads_first(q_blgrk: jax.Array, layout: Layout) -> jax.Array:
     b, l, g, r, k = q_blgrk.shape
     by_head = layout.spec("batch", "kv_heads", None, None, None)
     return jnp.einsum("blgrk->bgrlk", q_blgrk, out_sharding=by_head).reshape(b, g, r * l, k)
+
+
+def by_window(mask: Mask, within: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """``within(window, *arrays)`` for a kernel that must know the window, an int, when it is traced: one for
+    each that it may be, of which one runs."""
+    if not isinstance(mask.window, jax.Array):
+        return within(mask.window or 0, *arrays)
+    if len(mask.windows) == 1:
+        return within(mask.windows[0], *arrays)
+    chosen = jnp.searchsorted(jnp.asarray(mask.windows), mask.window)
+    return jax.lax.switch(chosen, [partial(within, window) for window in mask.windows], *arrays)
 
 
 Kernel = Callable[..., jax.Array]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,11 @@ from flax import linen as nn
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
-from llm_jax.models import attend, context
+from llm_jax.models import attend, context, cudnn, flash, splash
 from llm_jax.models.attend import MAX_DENSE_SCORES, Mask, Scoring
 from llm_jax.models.blockwise import blockwise
-from llm_jax.models.layers import Output, RMSNorm, dense, dense_together
+from llm_jax.models.layers import Output, RMSNorm, dense, dense_together, vector_param
 from llm_jax.models.positions import POSITIONS
-from llm_jax.models.splash import splash, unfit
 
 
 class KVCache(NamedTuple):
@@ -43,7 +42,8 @@ class Call(NamedTuple):
 class Layer(NamedTuple):
     """What is a layer's own; None where there is none.
 
-    key: for dropout; window: int scalar; rotary_base, drop_rate: float scalars.
+    key: for dropout; window: int scalar; rotary_base, drop_rate: float scalars; first: bool scalar, and
+    values: the first layer's, [batch, length, kv_heads, head_dim], where they are mixed with its own.
     """
 
     key: jax.Array | None = None
@@ -51,36 +51,69 @@ class Layer(NamedTuple):
     window: jax.Array | None = None
     rotary_base: jax.Array | None = None
     drop_rate: jax.Array | None = None
+    first: jax.Array | None = None
+    values: jax.Array | None = None
 
 
 class Kept(NamedTuple):
     """What a layer gives beside its output: the filled cache, and what was captured, else None.
 
     hidden: the block's output [batch, length, d]; attention: float32 weights [batch, heads, l, m]; router:
-    {name: float32 scalar} of a mixture of experts.
+    {name: float32 scalar} of a mixture of experts; values: as projected, if the config mixes them.
     """
 
     cache: KVCache | None = None
     hidden: jax.Array | None = None
     attention: jax.Array | None = None
     router: dict[str, jax.Array] | None = None
+    values: jax.Array | None = None
 
 
 def auto(
     q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
 ) -> jax.Array:
-    """On TPUs splash attention where it fits; else dense while a device's scores fit comfortably, else
-    blockwise. [batch, l, g, r, k]."""
+    """On TPUs splash attention and on GPUs flash, where they fit; else dense while a device's scores fit
+    comfortably, else blockwise. [batch, l, g, r, k]."""
     scores = math.prod(q_blgrk.shape[:-1]) * k_bmgk.shape[1]
     devices = layout.ways("batch") * layout.ways("kv_heads")
-    if layout.platform == "tpu" and not unfit(q_blgrk, k_bmgk, mask, scoring):
-        kernel = splash
+    many = q_blgrk.shape[1] >= FEWEST_QUERIES  # not one at a time, as in decoding
+    if layout.platform == "tpu" and not splash.unfit(q_blgrk, k_bmgk, mask, scoring):
+        kernel = splash.splash
+    elif layout.platform == "gpu" and many and not flash.unfit(q_blgrk, scoring):
+        kernel = flash.flash
     else:
         kernel = attend.dense if scores // devices <= MAX_DENSE_SCORES else blockwise
     return kernel(q_blgrk, k_bmgk, v_bmgk, mask, scoring, layout)
 
 
-KERNELS = {"auto": auto, "dense": attend.dense, "blockwise": blockwise, "splash": splash}
+FEWEST_QUERIES = 64
+KERNELS = {
+    "auto": auto,
+    "dense": attend.dense,
+    "blockwise": blockwise,
+    "splash": splash.splash,
+    "flash": flash.flash,
+    "cudnn": cudnn.cudnn,
+}
+FOR_TRAINING = ("splash", "flash", "cudnn")  # the queries of decoding are few, and start anywhere
+
+
+def choose_kernel(config: Any, layout: Layout, whole_rows: bool) -> str:
+    """The config's kernel, but "cudnn" for "auto" where it fits: on a GPU, for rows of one segment each
+    (whole_rows), which is known of the data and not when a step is traced. config: a ModelConfig."""
+    c = config
+    if c.kernel != "auto" or layout.platform != "gpu" or not whole_rows or layout.axes("length"):
+        return c.kernel
+    q = jax.ShapeDtypeStruct((1, 1, c.kv_heads, c.num_heads // c.kv_heads, c.head_size), c.dtype)
+    mask = Mask(q, q, c.causal, window=None, windows=c.windows)
+    return c.kernel if cudnn.unfit(q, mask, _scoring(c), layout.platform) else "cudnn"
+
+
+def _scoring(config: Any) -> Scoring:
+    slopes = POSITIONS[config.positions].slopes
+    return Scoring(
+        None if slopes is None else jnp.asarray(slopes(config.num_heads)), config.attention_softcap
+    )
 
 
 class Attention(nn.Module):
@@ -95,16 +128,17 @@ class Attention(nn.Module):
         """With a cache, this call's keys and values are written into it and all are read."""
         c, layout = self.config, self.layout
         q_blhk, k_bmgk, v_bmgk = self._project(layout.enter(x_bld), call, layer)
+        values = None
+        if c.value_residual:
+            values, v_bmgk = v_bmgk, self._mix(v_bmgk, layer)
         cache = layer.cache
         if cache is not None:
             k_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.k, k_bmgk, call.cache_index, axis=1)
             v_bmgk = jax.lax.dynamic_update_slice_in_dim(cache.v, v_bmgk, call.cache_index, axis=1)
             cache = KVCache(k_bmgk, v_bmgk)
-        slopes = POSITIONS[c.positions].slopes
-        scoring = Scoring(None if slopes is None else jnp.asarray(slopes(c.num_heads)), c.attention_softcap)
+        scoring = _scoring(c)
         mask = call.mask._replace(window=layer.window, windows=tuple(sorted({*c.windows})))
-        # Splash is for training: the queries of decoding are few, and start anywhere.
-        kernel = auto if c.kernel == "splash" and cache is not None else KERNELS[c.kernel]
+        kernel = auto if c.kernel in FOR_TRAINING and cache is not None else KERNELS[c.kernel]
         if layout.axes("length") or layout.apart:  # stages of a pipeline may have different windows
             kernel = partial(context.attend, kernel)
         o_blhk = attend.attend(q_blhk, k_bmgk, v_bmgk, mask, scoring, layout, kernel)
@@ -120,7 +154,12 @@ class Attention(nn.Module):
         shape, axes = (c.num_heads, c.head_size, c.model_dim), ("heads", "head", "embed")
         std = c.std(fan_in=c.num_heads * c.head_size, residual=True)
         y_bld = dense(self, "out", "blhk,hkd->bld", o_blhk, shape, axes, std)
-        return y_bld, Kept(cache=cache, attention=weights)
+        return y_bld, Kept(cache=cache, attention=weights, values=values)
+
+    def _mix(self, v_bmgk: jax.Array, layer: Layer) -> jax.Array:
+        """The layer's values and the first one's."""
+        share = vector_param(self, "value_mix_scale", (1,), (None,), 0.5).astype(v_bmgk.dtype)
+        return jnp.where(layer.first, v_bmgk, (1 - share) * v_bmgk + share * layer.values)
 
     def _project(self, x_bld: jax.Array, call: Call, layer: Layer) -> tuple[jax.Array, ...]:
         """Queries [b, l, h, k], keys and values [b, l, g, k], normed and turned."""

@@ -78,7 +78,7 @@ def dense(
 
 
 class Output(NamedTuple):
-    """One of several results of the same input: its name, the shape of its weight [d, ...] and that's axes."""
+    """One of several results of the same input: its name, the shape of its weight, [d, ...], and its axes."""
 
     name: str
     shape: tuple[int, ...]
@@ -86,8 +86,8 @@ class Output(NamedTuple):
 
 
 def dense_together(module: nn.Module, outputs: list[Output], x_bld: jax.Array, std: float) -> list[jax.Array]:
-    """[batch, length, ...] each, as ``dense`` gives them one by one; where nothing cuts their features, by one
-    product with all the weights beside each other, of larger matrices and fewer."""
+    """[batch, length, ...] each, as ``dense`` gives them one by one; where nothing cuts their features, by
+    one product with all the weights beside each other, of larger matrices and fewer."""
     layout: Layout = module.layout
     cut = any(layout.computed(axis) for output in outputs for axis in output.axes[1:])
     if cut or layout.axes("length") or layout.apart:  # jax.vmap over stages cannot join what was gathered

@@ -76,8 +76,5 @@ class MLP(nn.Module):
         x_bld = self.layout.enter(x_bld)
         names = ("in", "gate") if activation.gated else ("in",)
         h_blf, *gate = dense_together(self, [Output(name, shape, axes) for name in names], x_bld, std)
-        if gate:
-            h_blf = activation.function(*gate) * h_blf
-        else:
-            h_blf = activation.function(h_blf)
+        h_blf = activation.function(*gate) * h_blf if gate else activation.function(h_blf)
         return dense(self, "out", "blf,fd->bld", h_blf, shape[::-1], axes[::-1], out_std)

@@ -11,7 +11,6 @@ Letters of the axes as in attend.py.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
-from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.attend import Mask, Scoring, by_window
 
 # Of queries and of keys, 512 as in MaxText; the largest that divides the length is taken.
 BLOCKS = (512, 256, 128)
@@ -86,12 +85,7 @@ def _attend(
         static = _static_mask(l, m, mask.causal, window)
         return jax.vmap(_kernel(static, g * r, l, mask.q_start, softcap, interpret))(*arrays)
 
-    arrays = (q_bhlk, k_bgmk, v_bgmk, segments)
-    if isinstance(mask.window, jax.Array):
-        chosen = jnp.searchsorted(jnp.asarray(mask.windows), mask.window)
-        o_bhlk = jax.lax.switch(chosen, [partial(within, w) for w in mask.windows], *arrays)
-    else:
-        o_bhlk = within(mask.window or 0, *arrays)
+    o_bhlk = by_window(mask, within, q_bhlk, k_bgmk, v_bgmk, segments)
     return jnp.einsum("bgrlk->blgrk", jnp.reshape(o_bhlk, (b, g, r, l, k)))
 
 

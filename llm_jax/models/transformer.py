@@ -34,7 +34,10 @@ class ModelConfig:
     mlp_dim: 0 = 4 * model_dim, or 8/3 of it, rounded up to a multiple of 8, for gated activations.
     vocab_size: 0 = the tokenizer's. max_length: 0 = data.sequence_length; the learnt position table.
     init_std: 0 = 1 / sqrt(fan_in); matrices that write to the residual stream are divided by
-    sqrt(2 * num_layers) in both cases (Radford et al. 2019).
+    sqrt(2 * num_layers) in both cases (Radford et al. 2019). zero_init: these, and an untied head, begin at
+    0, so that every block begins as the identity (Zhang et al. 2019, Fixup, arXiv 1901.09321).
+    value_residual: a layer's values are mixed with the first layer's, by a learnt share that begins at a half
+    (Zhou et al. 2024, arXiv 2410.17897, ResFormer).
     window: a pattern over layers, repeated: how far a layer looks, in tokens, 0 = everywhere; (128, 128, 0)
     is ModernBERT's. rotary_local_base: of layers with a window, 0 = rotary_base.
     stochastic_depth: the last block's chance to be left out, growing linearly from 0 at the first.
@@ -45,8 +48,8 @@ class ModelConfig:
     logit_softcap, attention_softcap: cap * tanh(x / cap), 0 = none. embedding_norm: a norm after the
     embeddings. biases: of matrices and LayerNorms.
     dtype: of matrix products; "auto" = bfloat16 on TPU and GPU, float32 on CPU.
-    kernel: of attention; "auto" = splash on TPUs where it fits, else dense while its scores are few, else
-    blockwise.
+    kernel: of attention; "auto" = where they fit splash on TPUs, and on GPUs cudnn for rows of one segment
+    and flash for packed ones; else dense while its scores are few, else blockwise.
     scan_layers: compile one block and scan; unrolled is faster on a CPU but compiles longer.
     remat: recompute blocks in the backward pass instead of keeping their activations.
     """
@@ -83,6 +86,8 @@ class ModelConfig:
     dropout: float = identity(0.0)
     stochastic_depth: float = identity(0.0, neutral=0.0)
     init_std: float = identity(0.0)
+    zero_init: bool = identity(False, neutral=False)
+    value_residual: bool = identity(False, neutral=False)
     dtype: str = runtime("auto")
     kernel: str = runtime("auto")
     scan_layers: bool = runtime(True)
@@ -116,8 +121,13 @@ class ModelConfig:
 
     def std(self, fan_in: int, residual: bool = False) -> float:
         """Standard deviation of a matrix's initial entries."""
+        if residual and self.zero_init:
+            return 0.0
         std = self.init_std or 1.0 / math.sqrt(fan_in)
         return std / math.sqrt(2 * self.num_layers) if residual else std
+
+
+Carry = tuple[jax.Array, jax.Array | None]  # from layer to layer: x_bld, and the first layer's values
 
 
 class Aux(NamedTuple):
@@ -154,10 +164,10 @@ class Transformer(nn.Module):
         if not BLOCKS[c.block].ends_normed:
             self.final_norm = layers.NORMS[c.norm](self.layout, c.dtype, c.biases)
         if not c.tied_head:
-            self.head = self.param("head", self._init_embedding, c.padded_vocab, "vocab")
+            self.head = self.param("head", self._init_embedding, c.padded_vocab, "vocab", c.zero_init)
 
-    def _init_embedding(self, key: jax.Array, rows: int, axis: str | None) -> jax.Array:
-        shape, std = (rows, self.config.model_dim), self.config.std(fan_in=self.config.model_dim)
+    def _init_embedding(self, key: jax.Array, rows: int, axis: str | None, zero: bool = False) -> jax.Array:
+        shape, std = (rows, self.config.model_dim), self.config.std(self.config.model_dim, residual=zero)
         table, rows_cut = std * jax.random.normal(key, shape, jnp.float32), self.layout.ways("vocab_rows")
         # Whole rows where they can be dealt out: their gradients are then reduce-scattered, while libtpu
         # all-reduces those of a table that is cut across.
@@ -172,8 +182,10 @@ class Transformer(nn.Module):
         x_bld = layout.shard(jnp.zeros((*ids.shape, c.model_dim), c.dtype), "batch", "residual", None)
         call = Call(ids, Mask(ids, ids, c.causal))
 
+        own = Layer(first=jnp.array(True), values=_no_values(c, layout, x_bld))
+
         def init_block(key: jax.Array) -> Any:
-            return _block(c, layout).init(key, x_bld, call, Layer())["params"]
+            return _block(c, layout).init(key, x_bld, call, own)["params"]
 
         return pipeline.map_layers(init_block, jax.random.split(key, c.num_layers), self.layout)
 
@@ -282,6 +294,7 @@ def _layers(c: ModelConfig, key: jax.Array | None, cache: KVCache | None) -> Lay
         window=windows if any(c.windows) else None,
         rotary_base=bases if c.rotary_local_base else None,
         drop_rate=c.stochastic_depth * share if c.stochastic_depth else None,
+        first=jnp.arange(c.num_layers) == 0 if c.value_residual else None,
     )
 
 
@@ -319,22 +332,35 @@ def _run_stack(
     """Runs blocks one after another, by a scan or unrolled; the same path for training and decoding."""
     block = _block(c, layout)
 
-    def apply_block(x_bld: jax.Array, layer: tuple[Any, Layer]) -> tuple[jax.Array, Kept]:
-        params, own = layer
-        x_bld, kept = block.apply({"params": params}, x_bld, call, own)
-        return x_bld, kept._replace(hidden=x_bld if "hidden" in call.capture else None)
+    def apply_block(carry: Carry, layer: tuple[Any, Layer]) -> tuple[Carry, Kept]:
+        (x_bld, first_bmgk), (params, own) = carry, layer
+        x_bld, kept = block.apply({"params": params}, x_bld, call, own._replace(values=first_bmgk))
+        if c.value_residual:  # the first layer's from there on
+            first_bmgk = jnp.where(own.first, kept.values, first_bmgk)
+        hidden = x_bld if "hidden" in call.capture else None
+        return (x_bld, first_bmgk), kept._replace(hidden=hidden, values=None)
 
     if c.remat:
         apply_block = jax.checkpoint(apply_block)
     elif layout.zero == 3 and layout.axes("embed"):  # kept, the gathered weights would be a whole model
         apply_block = jax.checkpoint(apply_block, policy=all_but_gathered)
+    carry = x_bld, _no_values(c, layout, x_bld)
     if c.scan_layers:
-        return jax.lax.scan(apply_block, x_bld, stacked)
+        (x_bld, _), kept = jax.lax.scan(apply_block, carry, stacked)
+        return x_bld, kept
     kept = []
     for layer in _unstack(stacked):
-        x_bld, one = apply_block(x_bld, layer)
+        carry, one = apply_block(carry, layer)
         kept.append(one)
-    return x_bld, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+    return carry[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+
+
+def _no_values(c: ModelConfig, layout: Layout, x_bld: jax.Array) -> jax.Array | None:
+    """What stands for the first layer's values before it, [batch, length, g, k]; None where nobody asks."""
+    if not c.value_residual:
+        return None
+    zeros = jnp.zeros((*x_bld.shape[:2], c.kv_heads, c.head_size), x_bld.dtype)
+    return layout.shard(zeros, "batch", "length", "kv_heads", None)
 
 
 def _unstack(stacked: Any) -> list[Any]:

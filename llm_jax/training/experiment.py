@@ -316,6 +316,8 @@ def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:
             f"config.model.num_layers={m.num_layers} is not divisible by mesh.stage x mesh.stage_rounds = "
             f"{runs}, the runs of layers that are dealt out; change one"
         )
+    if m.value_residual and sizes["stage"] > 1:
+        raise UserError("config.model.value_residual: a pipeline does not hand on values; set mesh.stage=1")
     along = [axis for axis in TABLE["batch"] if sizes[axis] > 1]
     batch = math.prod(sizes[axis] for axis in along)
     for key, rows in (

@@ -20,7 +20,7 @@ from llm_jax.data.batch import Batch
 from llm_jax.data.splits import Splits
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout, abstractly
-from llm_jax.models import transformer
+from llm_jax.models import attention, transformer
 from llm_jax.text import shards, tokenizers
 from llm_jax.text.prepare import load_tokenizer, prepare, prepare_set
 from llm_jax.text.shards import VALIDATION
@@ -64,6 +64,8 @@ class Program:
         model = experiment.model
         if model.dtype == "auto":
             model = dataclasses.replace(model, dtype=mesh.default_dtype())
+        kernel = attention.choose_kernel(model, layout, experiment.data.rows == "contiguous")
+        model = dataclasses.replace(model, kernel=kernel)
         experiment = dataclasses.replace(experiment, mesh=chosen, model=model)
         check_mesh(experiment, layout.mesh.shape)
         program = cls(experiment, layout, directory)

@@ -40,10 +40,18 @@ CHOICES = {
     "window pattern": {"window": (4, 0)},
     "local base": {"window": (4, 0), "rotary_local_base": 100.0},
     "wide heads": {"head_dim": 16},
+    "value residual": {"value_residual": True},
+    "zero init": {"zero_init": True},
 }
 # Together they touch every path of the layout: stacked extras, biases, vectors on heads, an untied head.
 TOGETHER = dataclasses.replace(
-    BASE, biases=True, qk_norm=True, tied_head=False, window=(4, 0), rotary_local_base=100.0
+    BASE,
+    biases=True,
+    qk_norm=True,
+    tied_head=False,
+    window=(4, 0),
+    rotary_local_base=100.0,
+    value_residual=True,
 )
 OTHERS = dataclasses.replace(
     BASE, block="postnorm", positions="alibi", embedding_norm=True, attention_softcap=5.0, kernel="blockwise"

@@ -8,25 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels import ONE, check, inputs
 
 from llm_jax.errors import UserError
-from llm_jax.models import attend, attention, context
+from llm_jax.models import attention
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.splash import splash
 from llm_jax.models.transformer import Transformer
 
 HEAD = 128
-ONE = families.layout_of()
 TPU = dataclasses.replace(ONE, platform="tpu")
-# They end inside blocks of 128; the first spans two; padding is at the end.
-SEGMENTS = np.repeat([1, 2, 0], [170, 50, 36]).astype(np.int32)
-
-
-def inputs(batch, groups, repeats, length=256):
-    draw = np.random.default_rng(0)
-    q, d_o = draw.normal(size=(2, batch, length, groups, repeats, HEAD)).astype(np.float32)
-    k, v = draw.normal(size=(2, batch, length, groups, HEAD)).astype(np.float32)
-    return q, k, v, d_o
 
 
 @pytest.fixture(autouse=True)
@@ -49,45 +40,6 @@ def chosen(layout, arguments):
     return "splash" if "splash" in str(traced) else "blockwise or dense"
 
 
-def segments_of(q):
-    return np.tile(SEGMENTS, (len(q), q.shape[1] // len(SEGMENTS)))
-
-
-def run(kernel, layout, arrays, causal=True, window=None, windows=(), softcap=0.0):
-    """Output and gradients of a kernel. Where the layout cuts the length, it is dealt out and put back."""
-    q, k, v, d_o = arrays
-    segments = segments_of(q)
-    d_o = d_o * (segments > 0)[..., None, None, None]  # what padding sees is nobody's matter
-
-    @jax.jit
-    def both(q, k, v, window):
-        def scalar(q, k, v):
-            q, k, v, s = context.deal((q, k, v, jnp.asarray(segments)), layout, causal)
-            by_head = ("batch", "length", "kv_heads", None)
-            q, k, v = layout.shard(q, *by_head, None), layout.shard(k, *by_head), layout.shard(v, *by_head)
-            mask = Mask(s, s, causal, 0, window, windows=windows)
-            arguments = (q, k, v, mask, Scoring(None, softcap), layout)
-            o = context.attend(kernel, *arguments) if layout.axes("length") else kernel(*arguments)
-            o = context.restore(layout.shard(o, *[None] * 5), layout, causal)
-            return jnp.sum(o * d_o), o
-
-        return jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True)(q, k, v)
-
-    with jax.set_mesh(layout.mesh):
-        (_, o), grads = jax.device_get(both(q, k, v, None if window is None else jnp.asarray(window)))
-    return o, grads
-
-
-def check(layout, arrays, atol=2e-5, dtype=jnp.float32, **options):
-    o, grads = run(splash, layout, [jnp.asarray(x, dtype) for x in arrays], **options)
-    expected, expected_grads = run(attend.dense, ONE, arrays, **options)
-    assert np.isfinite(o).all()
-    real = segments_of(o) > 0
-    np.testing.assert_allclose(o[real], expected[real], atol=atol)
-    for one, other in zip(grads, expected_grads, strict=True):
-        np.testing.assert_allclose(one, other, atol=5 * atol)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -100,18 +52,25 @@ def check(layout, arrays, atol=2e-5, dtype=jnp.float32, **options):
 )
 def test_equals_the_dense_kernel(options):
     """Packed rows with padding, four query heads to a key-value head."""
-    check(ONE, inputs(1, 1, 4), **options)
+    check(splash, ONE, inputs(1, 1, 4), **options)
 
 
 def test_on_a_mesh():
     """In bfloat16, beside the dense kernel in float32."""
-    check(families.layout_of(data=2, tensor=2), inputs(2, 2, 1), atol=0.02, dtype=jnp.bfloat16, softcap=2.0)
+    check(
+        splash,
+        families.layout_of(data=2, tensor=2),
+        inputs(2, 2, 1),
+        atol=0.02,
+        dtype=jnp.bfloat16,
+        softcap=2.0,
+    )
 
 
 @pytest.mark.parametrize("options", [{"window": 40, "windows": (0, 40)}, {"causal": False}])
 def test_along_context(options):
     """A device's queries start at other places of the keys: in a decoder it has two pieces of 128."""
-    check(families.layout_of(context=2), inputs(1, 1, 1, length=512), **options)
+    check(splash, families.layout_of(context=2), inputs(1, 1, 1, length=512), **options)
 
 
 def test_window_is_chosen_by_layer():

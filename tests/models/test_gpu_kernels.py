@@ -1,0 +1,152 @@
+"""The kernels for GPUs, interpreted or replaced on a CPU: they give what the dense kernel gives; and all of
+flash's are compiled as far as Triton's own code without a GPU."""
+
+import dataclasses
+from functools import partial
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernels import ONE, check, inputs, run
+
+from llm_jax.errors import UserError
+from llm_jax.models import attend, attention, flash
+from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.cudnn import cudnn
+from llm_jax.models.transformer import Transformer
+
+GPU = dataclasses.replace(ONE, platform="gpu")
+ENDS = np.repeat([1, 0], [220, 36]).astype(np.int32)  # one segment a row, padded
+OPTIONS = {
+    "causal": {},
+    "window": {"window": 40, "windows": (0, 40)},
+    "encoder's window": {"causal": False, "window": 40, "windows": (40,)},
+    "encoder": {"causal": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_flash_equals_dense(options):
+    """Packed rows with padding, two query heads to a key-value head, of a length in no whole blocks."""
+    pattern = np.repeat([1, 2, 3, 0], [70, 5, 20, 15]).astype(np.int32)
+    check(flash.flash, ONE, inputs(2, 2, 2, length=110, head=16), pattern=pattern, **options)
+
+
+def test_flash_on_a_mesh():
+    arrays = inputs(2, 2, 1, head=16)
+    check(flash.flash, families.layout_of(data=2, tensor=2), arrays, atol=0.02, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("options", [OPTIONS["window"], OPTIONS["encoder"]])
+def test_flash_along_context(options):
+    """A device's queries start at other places of the keys: in a decoder it has two pieces of 128."""
+    check(flash.flash, families.layout_of(context=2), inputs(1, 1, 1, length=512, head=16), **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cudnn_equals_dense(options):
+    check(cudnn, ONE, inputs(2, 2, 2, head=16), pattern=ENDS, **options)
+
+
+def test_cudnn_on_a_mesh():
+    check(cudnn, families.layout_of(data=2, tensor=2), inputs(2, 2, 1, head=16), pattern=ENDS)
+
+
+def test_cudnn_sees_no_documents():
+    """What its docstring says: packed rows are not for it."""
+    arrays = inputs(1, 1, 1, head=16)
+    one, other = run(cudnn, ONE, arrays)[0], run(attend.dense, ONE, arrays)[0]
+    assert np.abs(one - other)[:, 170:220].max() > 0.1
+
+
+def test_blocks_of_other_documents_are_not_visited():
+    """Three documents of two blocks each: of the 36 pairs of blocks, 9 are left by a causal mask."""
+    segments = jnp.asarray(np.repeat([1, 2, 3], 2 * flash.BLOCK)[None].astype(np.int32))
+    zero = jnp.zeros(1, jnp.int32)
+    of = flash._Of(segments, segments, zero, zero)
+    visible = flash._visible(flash._Static(causal=True, interpret=True), of)
+    bounds = flash._bounds(visible)
+    assert int(visible.sum()) == 9
+    assert int((bounds[..., 1] - bounds[..., 0]).sum()) == 9
+
+
+def test_flash_becomes_triton_code():
+    """Forward, gradients of queries and of keys, for a GPU that is not there."""
+    static = flash._Static(causal=True, interpret=False)
+    zero, segments = jnp.zeros(1, jnp.int32), jnp.ones((2, 256), jnp.int32)
+
+    def loss(q, k, v):
+        o = flash._attention(static, q, k, v, flash._Of(segments, segments, zero, zero))
+        return jnp.sum(o.astype(jnp.float32))
+
+    q, k = jnp.zeros((2, 4, 256, 64), jnp.bfloat16), jnp.zeros((2, 2, 256, 64), jnp.bfloat16)
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
+
+
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+def test_a_model_with_it(kernel):
+    """Scanned layers, whose windows are traced: as with the dense kernel."""
+    shape = {"head_dim": 16, "num_heads": 2, "num_kv_heads": 1, "window": (0, 40)}
+    config = dataclasses.replace(families.DECODER, **shape, kernel=kernel)
+    dense, params = families.make(dataclasses.replace(config, kernel="dense"), families.layout_of())
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, families.VOCAB, (1, 128)))
+    places, ones = jnp.arange(128)[None], jnp.ones((1, 128), jnp.int32)
+    with jax.set_mesh(dense.layout.mesh):
+        one, other = (
+            jax.jit(partial(model.apply, {"params": params}))(tokens, places, ones)[0]
+            for model in (dense, Transformer(config, dense.layout))
+        )
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "rows_whole", "changes", "kernel"),
+    [
+        (GPU, True, {}, "cudnn"),
+        (GPU, False, {}, "auto"),  # packed rows: flash, when it is traced
+        (GPU, True, {"kernel": "dense"}, "dense"),
+        (GPU, True, {"dtype": "float32"}, "auto"),
+        (GPU, True, {"positions": "alibi"}, "auto"),
+        (ONE, True, {}, "auto"),
+    ],
+)
+def test_cudnn_is_for_whole_rows(layout, rows_whole, changes, kernel):
+    config = dataclasses.replace(families.DECODER, **{"dtype": "bfloat16", **changes})
+    assert attention.choose_kernel(config, layout, rows_whole) == kernel
+
+
+def arguments(head=16, queries=128, dtype=jnp.bfloat16, scoring=Scoring(), **mask):  # noqa: B008
+    k, segments = jnp.zeros((1, 128, 1, head), dtype), jnp.ones((1, 128), jnp.int32)
+    return k[:, :queries, :, None], k, k, Mask(segments[:, :queries], segments, True, **mask), scoring
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "reason"),
+    [
+        ("flash", {"head": 24}, "head_dim=24 is no power of 2"),
+        ("flash", {"scoring": Scoring(softcap=3.0)}, "it has neither ALiBi slopes nor a soft-cap"),
+        ("cudnn", {"head": 136}, "head_dim=136 is no multiple of 8 up to 128"),
+        ("cudnn", {"dtype": jnp.float32}, "float32 is not among its types"),
+        ("cudnn", {"q_start": jnp.zeros((), jnp.int32)}, "the queries do not start with the first key"),
+        ("cudnn", {"window": jnp.ones((), jnp.int32)}, "what the window may be is not known"),
+    ],
+)
+def test_what_they_cannot_take_is_said(kernel, changes, reason):
+    with jax.set_mesh(ONE.mesh), pytest.raises(UserError, match=f"kernel is {kernel}, but {reason}"):
+        attention.KERNELS[kernel](*arguments(**changes), GPU)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "expected"),
+    [(GPU, {}, 1), (GPU, {"queries": 1}, 0), (GPU, {"head": 24}, 0), (ONE, {}, 0)],
+    ids=["packed", "decoding", "unfit", "cpu"],
+)
+def test_automatic_choice(layout, changes, expected):
+    given = arguments(**changes)
+    with jax.set_mesh(ONE.mesh):
+        traced = jax.make_jaxpr(lambda q, k, v: attention.auto(q, k, v, *given[3:], layout))(*given[:3])
+    assert str(traced).count("pallas_call") == expected
