@@ -13,7 +13,7 @@ def get_config(arg=""):
     config = default_config(tokenizer="sentencepiece")
     config.steps = 19_070
     config.global_batch_size = 512
-    config.accumulation = 8
+    config.accumulation = 0  # by the free memory
     config.steps_per_dispatch = 10
     config.data.text = ("corpus/",)
     config.data.sequence_length = 1024

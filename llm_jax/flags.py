@@ -1,4 +1,5 @@
-"""What the compilers are told beside the program: that collectives run while the device computes.
+"""What the compilers are told beside the program: that collectives run while the device computes, and where
+to keep what they have compiled.
 
 They read it from the environment when jax first asks for a device: libtpu from LIBTPU_INIT_ARGS, XLA for
 GPUs and CPUs from XLA_FLAGS. A flag that is already there stays as it is.
@@ -6,9 +7,14 @@ GPUs and CPUs from XLA_FLAGS. A flag that is already there stays as it is.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+from pathlib import Path
+from platform import machine, processor
+
+import jax
 
 # From public recipes for v5e, v5p and v6e (MaxText's benchmarks/xla_flags_library.py). Gathers of weights are
 # taken apart and fused with the products beside them; reductions over the slow network run with the backward
@@ -54,6 +60,34 @@ def overlap() -> None:
         add("tpu", TPU)
     if any(e.name.startswith("xla_cuda") for e in importlib.metadata.entry_points(group="jax_plugins")):
         add("gpu", GPU)
+
+
+def keep_compiled() -> None:
+    """Turns on jax's cache of compiled programs, unless somebody has said where it is: in the user's cache
+    directory, apart for each kind of processor, since code for one may end another by SIGILL. All programs
+    are kept, however small: a run has some thirty.
+    """
+    if jax.config.jax_compilation_cache_dir or os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == "false":
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        directory = home / "llm_jax" / "compiled" / _processor()
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that is not there, or may not be written to
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _processor() -> str:
+    """Names what code can run here: a hash of what the processor can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        able = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        able = ""
+    return hashlib.sha256(f"{machine()} {processor()} {able}".encode()).hexdigest()[:16]
 
 
 def describe(platform: str) -> str:

@@ -20,6 +20,7 @@ import sys
 from llm_jax import cli, hosts, storage
 from llm_jax import config as configs
 from llm_jax.hosts.find import find
+from llm_jax.planning.fit import fit
 from llm_jax.report import html
 from llm_jax.training import experiment, loop, signals
 from llm_jax.training.rundir import RunDirectory
@@ -54,7 +55,7 @@ def main() -> None:
     if cluster:
         print(f"process {cluster.index} of {cluster.count} ({cluster.found})", file=sys.stderr)
     with signals.stopping(args.max_seconds) as stop, hosts.connected(cluster):
-        result = loop.run(resolved, args.workdir, args.extend, stop=stop)
+        result = loop.run(resolved, args.workdir, args.extend, stop=stop, fit=fit)
         if hosts.leads():
             finish(resolved, args.workdir, result)
 

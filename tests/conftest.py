@@ -18,5 +18,6 @@ if "LLM_JAX_TESTS_CACHE" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["LLM_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+os.environ["XDG_CACHE_HOME"] = os.environ["LLM_JAX_TESTS_CACHE"]  # of the processes that tests start
 
 assert jax.device_count() == 8  # also starts the backend, so that no test changes its devices

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from llm_jax import flags, mesh
@@ -57,3 +58,58 @@ def test_this_jaxlib_knows_the_flags():
         text=True,
     )
     assert process.returncode == 0, process.stderr[-300:]
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """What jax's cache is set to, put back afterwards."""
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield jax.config
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_programs_are_kept(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mesh.start(MeshConfig(cpu_devices=1), rows=1)
+    assert cache.jax_compilation_cache_dir.startswith(str(tmp_path / "llm_jax" / "compiled"))
+    assert cache.jax_persistent_cache_min_compile_time_secs == 0.0
+
+
+def test_where_somebody_has_said_where_they_stay_there(cache, monkeypatch, tmp_path):
+    cache.update("jax_compilation_cache_dir", "/elsewhere")
+    flags.keep_compiled()
+    assert cache.jax_compilation_cache_dir == "/elsewhere"
+    cache.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    flags.keep_compiled()
+    assert cache.jax_compilation_cache_dir is None
+
+
+def test_a_home_that_cannot_be_written_to_is_no_error(cache, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    flags.keep_compiled()
+    assert cache.jax_compilation_cache_dir is None
+
+
+def test_a_damaged_program_is_compiled_anew(tmp_path):
+    """The same program in three processes; what the first has kept is damaged before the third."""
+    code = "import jax; from llm_jax import flags; flags.keep_compiled(); print(jax.jit(lambda x: x + 1)(2))"
+
+    def run():
+        env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+    assert run().stdout == "3\n"
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.endswith("-atime")]
+    assert kept
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:20])
+    assert run().stdout == "3\n"

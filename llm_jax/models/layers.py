@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from llm_jax.layout import Layout
+from llm_jax.models import fp8
 
 
 def param(
@@ -68,10 +69,12 @@ def dense(
     summed = tuple(a for letter in letters if letter not in out for a in layout.computed(named[letter]))
     spec = layout.spec("batch", "length", *stay, summed=summed)
     w, bias = _weight_and_bias(module, name, shape, axes, std, len(out) - 2)
+    x, w = (fp8.operand(a) if module.config.fp8 else a for a in (x, w))
     if layout.axes("length"):
         y = jnp.einsum(equation, x, w, out_sharding=spec)
     else:
         y = _matmul(x, w, out_sharding=spec)
+    y = fp8.result(y) if module.config.fp8 else y
     if summed:
         y = layout.shard(y, "batch", "residual", *stay)
     return y if bias is None else y + bias.astype(y.dtype)
@@ -90,7 +93,8 @@ def dense_together(module: nn.Module, outputs: list[Output], x_bld: jax.Array, s
     one product with all the weights beside each other, of larger matrices and fewer."""
     layout: Layout = module.layout
     cut = any(layout.computed(axis) for output in outputs for axis in output.axes[1:])
-    if cut or layout.axes("length") or layout.apart:  # jax.vmap over stages cannot join what was gathered
+    # jax.vmap over stages cannot join what was gathered, and 8 bits want a scale for each weight.
+    if cut or layout.axes("length") or layout.apart or module.config.fp8:
         return [dense(module, o.name, _EQUATIONS[len(o.shape)], x_bld, o.shape, o.axes, std) for o in outputs]
     declared = [_weight_and_bias(module, *output, std, len(output.shape) - 1) for output in outputs]
     flat = [_flat(w) for w, _ in declared]

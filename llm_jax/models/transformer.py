@@ -48,6 +48,7 @@ class ModelConfig:
     logit_softcap, attention_softcap: cap * tanh(x / cap), 0 = none. embedding_norm: a norm after the
     embeddings. biases: of matrices and LayerNorms.
     dtype: of matrix products; "auto" = bfloat16 on TPU and GPU, float32 on CPU.
+    fp8: the products of blocks in 8 bits, beside head and attention in dtype (fp8.py); dense MLPs only.
     kernel: of attention; "auto" = where they fit splash on TPUs, and on GPUs cudnn for rows of one segment
     and flash for packed ones; else dense while its scores are few, else blockwise.
     scan_layers: compile one block and scan; unrolled is faster on a CPU but compiles longer.
@@ -89,6 +90,7 @@ class ModelConfig:
     zero_init: bool = identity(False, neutral=False)
     value_residual: bool = identity(False, neutral=False)
     dtype: str = runtime("auto")
+    fp8: bool = runtime(False)
     kernel: str = runtime("auto")
     scan_layers: bool = runtime(True)
     remat: bool = runtime(False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
 from typing import Any
 
@@ -21,6 +20,7 @@ from llm_jax.mesh import make_layout
 from llm_jax.planning import collectives
 from llm_jax.planning.machine import Machine
 from llm_jax.planning.plan import Plan
+from llm_jax.training import out_of_memory
 from llm_jax.training.program import Program
 
 QUIET = {
@@ -43,7 +43,7 @@ def compile_plan(plan: Plan) -> Plan:
     try:
         executable = program.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        if not (found := out_of_memory(str(error))):
+        if not (found := out_of_memory.said(str(error))):
             raise
         said = {"out_of_memory": found, "seconds": time.monotonic() - began}
         return dataclasses.replace(plan, compiled=said)
@@ -108,15 +108,3 @@ def abstract_batch(program: Program) -> Batch:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     return Batch(leaf(jnp.int32), leaf(jnp.int32), leaf(jnp.float32), leaf(jnp.int32), leaf(jnp.int32))
-
-
-def out_of_memory(message: str) -> str:
-    """What the compiler says of memory, in one line; "" if it says something else."""
-    found = re.search(r"[Uu]sed ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message)
-    if found:
-        return f"the compiler needs {found[1]} of {found[2]}"
-    return (
-        message.splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in message or "out of memory" in message.lower()
-        else ""
-    )

@@ -53,7 +53,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Program:
     model = experiment.model
     if model.dtype == "auto":
         model = dataclasses.replace(model, dtype="bfloat16" if machine.chip else "float32")
-    experiment = dataclasses.replace(experiment, model=model)
+    experiment = dataclasses.replace(experiment, model=model, accumulation=experiment.accumulation or 1)
     check_mesh(experiment, layout.mesh.shape)
     return Program(experiment, layout, Path("unused"))
 

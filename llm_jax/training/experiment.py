@@ -111,10 +111,11 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything about a run. accumulation: micro-batches of a step; steps_per_dispatch: steps that the
-    device makes without the host; cadences are multiples of it. expected_loss: the range in which the
-    final validation loss should fall, printed beside it; () = unknown. ema_decay: of the running mean of
-    the parameters, which is then what is evaluated, sampled and shipped; 0 = none.
+    """Everything about a run. accumulation: micro-batches of a step; 0 = as few as the devices' free memory
+    allows, with blocks recomputed where it must be, chosen at the first start. steps_per_dispatch: steps that
+    the device makes without the host; cadences are multiples of it. expected_loss: the range in which the
+    final validation loss should fall, printed beside it; () = unknown. ema_decay: of the running mean of the
+    parameters, which is then what is evaluated, sampled and shipped; 0 = none.
 
     init_from: a run or a checkpoint directory whose parameters this run begins with; its optimiser and its
     step are not taken, and a run that goes on does not look at it. init_skip: expressions over parameter
@@ -149,7 +150,7 @@ class Experiment:
     @property
     def micro_batch(self) -> int:
         """Rows of one forward pass, over all devices."""
-        return self.global_batch_size // self.accumulation
+        return self.global_batch_size // (self.accumulation or 1)
 
     @property
     def evaluation_rows(self) -> int:
@@ -202,7 +203,7 @@ def complete(experiment: Experiment, vocab_size: int) -> Experiment:
 
 def check_values(e: Experiment) -> None:
     """Single values: positive sizes, known names, shares between 0 and 1."""
-    positive = ("steps", "global_batch_size", "accumulation", "steps_per_dispatch")
+    positive = ("steps", "global_batch_size", "steps_per_dispatch")
     sections = {
         "data": ("sequence_length",),
         "model": ("num_layers", "model_dim", "num_heads"),
@@ -286,7 +287,9 @@ def check_model(e: Experiment) -> None:
 def check_cadences(e: Experiment) -> None:
     """Batches that divide, cadences that fall between dispatches, a warm-up that ends."""
     e.schedule.check(e.steps)
-    if e.global_batch_size % e.accumulation:
+    if e.accumulation < 0:
+        raise UserError(f"config.accumulation must be at least 1, or 0 to be chosen, not {e.accumulation}")
+    if e.accumulation and e.global_batch_size % e.accumulation:
         raise UserError(
             f"config.global_batch_size={e.global_batch_size} is not divisible by "
             f"accumulation={e.accumulation}"

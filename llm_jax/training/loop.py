@@ -20,7 +20,7 @@ from llm_jax.errors import Stopped, UserError
 from llm_jax.models import pipeline
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
-from llm_jax.training import metrics, norms, warm_start
+from llm_jax.training import metrics, norms, out_of_memory, warm_start
 from llm_jax.training.bad_steps import BadSteps
 from llm_jax.training.checkpoint import Checkpointer, Source
 from llm_jax.training.early_stopping import out_of_patience
@@ -35,6 +35,8 @@ from llm_jax.training.signals import Stop
 from llm_jax.training.state import State
 from llm_jax.training.step_log import StepLog
 
+Fit = Callable[[Program, Callable[[str], None]], Program]
+
 
 def run(
     experiment: Experiment,
@@ -42,20 +44,27 @@ def run(
     extend: bool = False,
     say: Callable[[str], None] = say,
     stop: Stop | None = None,
+    fit: Fit = lambda program, _: program,
 ) -> dict[str, Any]:
     """Trains, or goes on training, in ``workdir``; gives the final evaluation.
 
     Prepares the data at the first start. extend: allow more steps than the run began with. stop: when that of
     any process has a reason, the state is saved after the dispatch under way and Stopped is raised. Every
-    process of a run calls this, with a ``workdir`` that all see.
+    process of a run calls this, with a ``workdir`` that all see. fit: asked at the first start of a run whose
+    ``accumulation`` is 0 to choose it (planning/fit.py).
     """
     directory = hosts.first_alone("open", lambda: RunDirectory.open(workdir))
     with directory.held():
-        return _run(experiment, directory, extend, say, stop or Stop())
+        return _run(experiment, directory, extend, say, stop or Stop(), fit)
 
 
 def _run(
-    experiment: Experiment, directory: RunDirectory, extend: bool, say: Callable[[str], None], stop: Stop
+    experiment: Experiment,
+    directory: RunDirectory,
+    extend: bool,
+    say: Callable[[str], None],
+    stop: Stop,
+    fit: Fit,
 ) -> dict[str, Any]:
     stored = directory.stored()
     shard_set = directory.data_of(experiment)
@@ -72,6 +81,8 @@ def _run(
         newest = checkpointer.newest(experiment.checkpoint.damaged == "skip", say)
         source = find_source(experiment.init_from, directory, newest is not None)
         program = Program.build(experiment, shard_set)
+        if experiment.accumulation == 0:
+            program = fit(program, say)
         state, start = restore_or_begin(program, checkpointer, newest, source, say)
         begun = source.hash if source else directory.begun_from()
         if start and (moved := directory.moved(program.layout.mesh.shape)):
@@ -82,7 +93,7 @@ def _run(
         say(describe_config(program))
         say(describe(program, start))
         say(flags.describe(program.layout.platform))
-        with stop.deferred():
+        with stop.deferred(), out_of_memory.explained(program.experiment):
             state = train(program, state, start, directory, checkpointer, stop)
     except BaseException as error:
         together = isinstance(error, Stopped) and error.together

@@ -66,7 +66,8 @@ class Program:
             model = dataclasses.replace(model, dtype=mesh.default_dtype())
         kernel = attention.choose_kernel(model, layout, experiment.data.rows == "contiguous")
         model = dataclasses.replace(model, kernel=kernel)
-        experiment = dataclasses.replace(experiment, mesh=chosen, model=model)
+        accumulation = experiment.accumulation or 1  # 0: planning/fit.py chooses it, where a run asks it
+        experiment = dataclasses.replace(experiment, mesh=chosen, model=model, accumulation=accumulation)
         check_mesh(experiment, layout.mesh.shape)
         program = cls(experiment, layout, directory)
         program.splits.check_epochs(experiment.steps, experiment.global_batch_size)

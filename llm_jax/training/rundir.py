@@ -173,6 +173,9 @@ def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experimen
         model = dataclasses.replace(model, dtype=old.model.dtype)
     if mesh.cpu_devices == 0:
         mesh = dataclasses.replace(mesh, cpu_devices=old.mesh.cpu_devices)
+    accumulation = new.accumulation
+    if accumulation == 0:
+        accumulation, model = old.accumulation, dataclasses.replace(model, remat=old.model.remat)
     changed = configs.differences(old, new, only_identity=True)
     if extend and new.steps > old.steps:
         changed.pop("steps", None)
@@ -180,7 +183,8 @@ def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experimen
         listed = ", ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items())
         hint = "; --extend allows more steps" if set(changed) == {"steps"} else ""
         raise UserError(f"--workdir holds another experiment ({listed}); use another --workdir{hint}")
-    return dataclasses.replace(new, model=model, mesh=mesh, init_from=new.init_from or old.init_from)
+    chosen = {"model": model, "mesh": mesh, "accumulation": accumulation}
+    return dataclasses.replace(new, **chosen, init_from=new.init_from or old.init_from)
 
 
 def environment(mesh: Mapping[str, int]) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Into how many micro-batches a step is cut, and whether blocks are recomputed, by the free memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+
+from llm_jax import hosts
+from llm_jax.errors import UserError
+from llm_jax.planning import layout, memory
+from llm_jax.training.program import Program
+
+# Below so many tokens at a time on a device, recomputing blocks costs less than smaller micro-batches: their
+# products no longer fill an accelerator. Not measured: a guess at what 132 multiprocessors want.
+FEWEST_TOKENS = 8192
+
+
+def fit(program: Program, say: Callable[[str], None]) -> Program:
+    """The program with the fewest micro-batches whose step fits the free memory of every device; blocks are
+    recomputed only where that needs it. Unchanged where a device does not say what it has, as CPUs do not.
+
+    Raises UserError where nothing fits.
+    """
+    free = free_memory()
+    if free is None:
+        return program
+    state, smallest = layout.state(program), None
+    for candidate in _candidates(program):
+        needed = memory.estimate(candidate, state)["total"]
+        if needed <= free:
+            e = candidate.experiment
+            again = ", blocks recomputed" if e.model.remat else ""
+            say(
+                f"memory: {e.accumulation} micro-batches of {e.micro_batch} rows{again}: "
+                f"{needed / 1e9:.1f} of {free / 1e9:.1f} GB free on a device"
+            )
+            return candidate
+        smallest = needed if smallest is None else min(smallest, needed)
+    raise UserError(
+        f"config.accumulation=0: the smallest micro-batch takes {smallest / 1e9:.1f} GB of a device, "
+        f"{free / 1e9:.1f} GB are free; cut the model (mesh.recipe=fsdp, mesh.tensor), or shorten "
+        "data.sequence_length"
+    )
+
+
+def free_memory() -> float | None:
+    """Bytes that a program may still take of the fullest device; None where one does not say."""
+    said = [device.memory_stats() or {} for device in jax.local_devices()]
+    own = [s["bytes_limit"] - s.get("bytes_in_use", 0) for s in said if "bytes_limit" in s]
+    least = min(own) if len(own) == len(said) else None
+    everywhere = hosts.gather("memory", least)
+    return None if None in everywhere else (1 - memory.RESERVED) * min(everywhere)
+
+
+def _candidates(program: Program) -> Iterator[Program]:
+    """From what is fastest to what takes least."""
+    e, devices = program.experiment, program.layout.ways("batch")
+    rows = e.global_batch_size
+    cuts = [n for n in range(1, rows + 1) if rows % n == 0 and rows // n % devices == 0]
+    filling = [n for n in cuts if rows // n // devices * e.data.sequence_length >= FEWEST_TOKENS] or cuts[:1]
+    order = [(n, True) for n in cuts]
+    if not e.model.remat:
+        order = [(n, False) for n in filling] + order + [(n, False) for n in cuts if n not in filling]
+    for accumulation, remat in order:
+        model = dataclasses.replace(e.model, remat=remat)
+        changed = dataclasses.replace(e, accumulation=accumulation, model=model)
+        yield dataclasses.replace(program, experiment=changed)

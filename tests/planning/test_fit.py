@@ -1,0 +1,109 @@
+"""The micro-batch is chosen by the free memory, and kept; what is too little memory is said in one line."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from llm_jax.errors import UserError
+from llm_jax.planning import fit, layout, memory
+from llm_jax.planning.machine import Machine
+from llm_jax.training import experiment, out_of_memory
+from llm_jax.training.rundir import carry_on
+
+CHANGES = {
+    "global_batch_size": 16,
+    "accumulation": 0,
+    "data.text": ("python:docs",),
+    "data.sequence_length": 64,
+    "model.vocab_size": 100,
+    "model.num_layers": 4,
+    "mesh.data": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def program():
+    e = experiment.resolve(experiment.override(experiment.default_config(), CHANGES))
+    return layout.prepare(experiment.complete(e, 100), Machine("cpu", 2, 1, (2,), None))
+
+
+def total(program, accumulation, remat=False):
+    e = program.experiment
+    model = dataclasses.replace(e.model, remat=remat)
+    changed = dataclasses.replace(
+        program, experiment=dataclasses.replace(e, accumulation=accumulation, model=model)
+    )
+    return memory.estimate(changed, layout.state(program))["total"]
+
+
+def chosen(program, free, monkeypatch, filling=1):
+    monkeypatch.setattr(fit, "free_memory", lambda: free)
+    monkeypatch.setattr(fit, "FEWEST_TOKENS", filling)
+    said = []
+    e = fit.fit(program, said.append).experiment
+    return e.accumulation, e.model.remat, said
+
+
+def test_as_few_micro_batches_as_fit(program, monkeypatch):
+    for accumulation in (1, 2, 8):
+        free = total(program, accumulation) + 1
+        assert chosen(program, free, monkeypatch)[:2] == (accumulation, False)
+
+
+def test_blocks_are_recomputed_before_micro_batches_get_too_small(program, monkeypatch):
+    free = total(program, 2) + 1
+    assert chosen(program, free, monkeypatch, filling=8 * 64)[:2] == (1, True)
+    assert total(program, 1, remat=True) <= free
+
+
+def test_it_says_what_it_chose(program, monkeypatch):
+    said = chosen(program, total(program, 4) + 1, monkeypatch)[2]
+    assert len(said) == 1 and said[0].startswith("memory: 4 micro-batches of 4 rows: ")
+
+
+def test_what_fits_nowhere_is_an_error(program, monkeypatch):
+    with pytest.raises(UserError, match=r"the smallest micro-batch takes .* GB are free; cut the model"):
+        chosen(program, 1000.0, monkeypatch)
+
+
+def test_a_device_that_says_nothing_changes_nothing(program, monkeypatch):
+    assert fit.free_memory() is None  # these are CPUs
+    assert chosen(program, None, monkeypatch) == (1, False, [])
+
+
+def test_free_memory_is_that_of_the_fullest_device(monkeypatch):
+    class Device:
+        def __init__(self, used):
+            self.used = used
+
+        def memory_stats(self):
+            return {"bytes_limit": 1000, "bytes_in_use": self.used}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(100), Device(300)])
+    assert fit.free_memory() == pytest.approx(700 * (1 - memory.RESERVED))
+
+
+def test_what_was_chosen_is_kept_on_resume(program):
+    old = dataclasses.replace(program.experiment, accumulation=4)
+    old = dataclasses.replace(old, model=dataclasses.replace(old.model, remat=True))
+    new = dataclasses.replace(program.experiment, accumulation=0)
+    kept = carry_on(old, new, extend=False)
+    assert (kept.accumulation, kept.model.remat) == (4, True)
+
+
+def test_too_little_memory_is_one_line(program):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+    with pytest.raises(UserError) as caught, out_of_memory.explained(program.experiment):
+        raise error
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "allocating 9 bytes" in message and "accumulation=0" in message and "model.remat=true" in message
+
+
+def test_other_errors_stay_what_they_are(program):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        out_of_memory.explained(program.experiment),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
