@@ -5,8 +5,8 @@
   python benchmarks/modern.py --sweep=runs/modern
 
 4 layers of width 128, rows of 128 characters, 32 of them a step, Python's own source. The baseline has 600
-steps (2.5 M tokens), everything else 360, six tenths, but the preset also 180; the learning rates are near the
-best of ``tune``'s, and those of parts that are left out are the preset's.
+steps (2.5 M tokens), everything else 360, six tenths, and the preset 180, too; the learning rates are near
+the best of ``tune``'s, and what is left out leaves the rate as it is.
 """
 
 from llm_jax.scaling.points import chain, grid

@@ -10,17 +10,12 @@ Letters of the axes as in attend.py.
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
-from llm_jax.models.attend import Mask, Scoring, by_window
+from llm_jax.models.attend import Mask, Scoring
 
 # Of queries and of keys, 512 as in MaxText; the largest that divides the length is taken.
 BLOCKS = (512, 256, 128)
@@ -53,9 +48,11 @@ def splash(
     if reason := unfit(q_blgrk, k_bmgk, mask, scoring):
         raise UserError(f"config.model.kernel is splash, but {reason}; choose auto")
 
+    from llm_jax.models import splash_kernel  # and with it Pallas, 0.1 s that only TPUs need
+
     def local(q: jax.Array, k: jax.Array, v: jax.Array, *of_mask: jax.Array) -> jax.Array:
         own = mask._replace(**dict(zip(traced, of_mask, strict=True)))
-        return _attend(q, k, v, own, scoring.softcap, interpret=layout.platform != "tpu")
+        return splash_kernel.attend(q, k, v, own, scoring.softcap, interpret=layout.platform != "tpu")
 
     traced = ("q_segments", "kv_segments", "q_start")
     arrays = (q_blgrk, k_bmgk, v_bmgk, mask.q_segments, mask.kv_segments, jnp.asarray(mask.q_start))
@@ -68,54 +65,3 @@ def splash(
     arrays = tuple(layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
     # The kernel does not say along which mesh axes its results vary, so this cannot be checked.
     return layout.on_devices(local, arrays, q_blgrk, layout.spec(*by_head, None), check_vma=False)
-
-
-def _attend(
-    q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, softcap: float, interpret: bool
-) -> jax.Array:
-    """On one device; a kernel for each window, of which one runs."""
-    b, l, g, r, k = q_blgrk.shape
-    m = k_bmgk.shape[1]
-    scaled = (q_blgrk.astype(jnp.float32) / math.sqrt(k)).astype(q_blgrk.dtype)
-    q_bhlk = jnp.reshape(jnp.einsum("blgrk->bgrlk", scaled), (b, g * r, l, k))
-    k_bgmk, v_bgmk = (jnp.einsum("bmgk->bgmk", x) for x in (k_bmgk, v_bmgk))
-    segments = kernels.SegmentIds(mask.q_segments, mask.kv_segments)
-
-    def within(window: int, *arrays: Any) -> jax.Array:
-        static = _static_mask(l, m, mask.causal, window)
-        return jax.vmap(_kernel(static, g * r, l, mask.q_start, softcap, interpret))(*arrays)
-
-    o_bhlk = by_window(mask, within, q_bhlk, k_bgmk, v_bgmk, segments)
-    return jnp.einsum("bgrlk->blgrk", jnp.reshape(o_bhlk, (b, g, r, l, k)))
-
-
-def _static_mask(l: int, m: int, causal: bool, window: int) -> masks.Mask:
-    """Of the keys as queries, [m, m]; where any query sees every key, only [l, m]."""
-    if 0 < window < m:
-        return masks.LocalMask((m, m), (window - 1, 0 if causal else window - 1), offset=0)
-    return masks.CausalMask((m, m)) if causal else masks.FullMask((l, m))
-
-
-def _kernel(
-    mask: masks.Mask, heads: int, l: int, q_start: jax.Array, softcap: float, interpret: bool
-) -> kernels.SplashAttentionKernel:
-    """The kernel for l queries from ``q_start`` on, of all that the mask has."""
-    block = max(size for size in BLOCKS if l % size == 0)
-    pieces = mask.shape[0] // l
-    kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads),
-        block_sizes=kernels.BlockSizes(*[block] * 8),
-        head_shards=1,
-        q_seq_shards=pieces,
-        attn_logits_soft_cap=softcap or None,
-        interpret=interpret,
-    )
-
-    def cut(x: jax.Array) -> jax.Array:
-        """Lists of blocks [1, blocks of queries, blocks of keys] and places of queries [m], to one piece:
-        as shard_map would cut them, were the queries dealt out in order."""
-        axis = min(1, x.ndim - 1)
-        size = x.shape[axis] // pieces
-        return jax.lax.dynamic_slice_in_dim(x, q_start // l * size, size, axis)
-
-    return jax.tree.map(cut, kernel) if pieces > 1 else kernel

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from llm_jax import hosts, storage
 from llm_jax.errors import UserError
@@ -67,8 +66,10 @@ class Checkpointer:
         self._sealing: Future | None = None
 
     @cached_property
-    def _orbax(self) -> ocp.StandardCheckpointer:
+    def _orbax(self) -> Any:
         """Made when it is first used: it asks jax for its devices, which mesh.start chooses before."""
+        import orbax.checkpoint as ocp
+
         _say_failures_once()
         return ocp.StandardCheckpointer()
 
@@ -273,6 +274,8 @@ class Source:
             _verify(self.path, self.manifest["files"])
         except Damaged as error:
             raise UserError(f"{error}; choose another checkpoint") from None
+        import orbax.checkpoint as ocp
+
         wanted = {"params": target}
         options = ocp.checkpoint_utils.construct_restore_args(wanted)
         request = ocp.args.PyTreeRestore(wanted, restore_args=options, partial_restore=True)

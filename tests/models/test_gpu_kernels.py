@@ -12,9 +12,10 @@ import pytest
 from kernels import ONE, check, inputs, run
 
 from llm_jax.errors import UserError
-from llm_jax.models import attend, attention, flash
+from llm_jax.models import attend, attention, flash_kernel
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.cudnn import cudnn
+from llm_jax.models.flash import flash
 from llm_jax.models.transformer import Transformer
 
 GPU = dataclasses.replace(ONE, platform="gpu")
@@ -31,18 +32,18 @@ OPTIONS = {
 def test_flash_equals_dense(options):
     """Packed rows with padding, two query heads to a key-value head, of a length in no whole blocks."""
     pattern = np.repeat([1, 2, 3, 0], [70, 5, 20, 15]).astype(np.int32)
-    check(flash.flash, ONE, inputs(2, 2, 2, length=110, head=16), pattern=pattern, **options)
+    check(flash, ONE, inputs(2, 2, 2, length=110, head=16), pattern=pattern, **options)
 
 
 def test_flash_on_a_mesh():
     arrays = inputs(2, 2, 1, head=16)
-    check(flash.flash, families.layout_of(data=2, tensor=2), arrays, atol=0.02, dtype=jnp.bfloat16)
+    check(flash, families.layout_of(data=2, tensor=2), arrays, atol=0.02, dtype=jnp.bfloat16)
 
 
 @pytest.mark.parametrize("options", [OPTIONS["window"], OPTIONS["encoder"]])
 def test_flash_along_context(options):
     """A device's queries start at other places of the keys: in a decoder it has two pieces of 128."""
-    check(flash.flash, families.layout_of(context=2), inputs(1, 1, 1, length=512, head=16), **options)
+    check(flash, families.layout_of(context=2), inputs(1, 1, 1, length=512, head=16), **options)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -63,22 +64,22 @@ def test_cudnn_sees_no_documents():
 
 def test_blocks_of_other_documents_are_not_visited():
     """Three documents of two blocks each: of the 36 pairs of blocks, 9 are left by a causal mask."""
-    segments = jnp.asarray(np.repeat([1, 2, 3], 2 * flash.BLOCK)[None].astype(np.int32))
+    segments = jnp.asarray(np.repeat([1, 2, 3], 2 * flash_kernel.BLOCK)[None].astype(np.int32))
     zero = jnp.zeros(1, jnp.int32)
-    of = flash._Of(segments, segments, zero, zero)
-    visible = flash._visible(flash._Static(causal=True, interpret=True), of)
-    bounds = flash._bounds(visible)
+    of = flash_kernel._Of(segments, segments, zero, zero)
+    visible = flash_kernel._visible(flash_kernel.Static(causal=True, interpret=True), of)
+    bounds = flash_kernel._bounds(visible)
     assert int(visible.sum()) == 9
     assert int((bounds[..., 1] - bounds[..., 0]).sum()) == 9
 
 
 def test_flash_becomes_triton_code():
     """Forward, gradients of queries and of keys, for a GPU that is not there."""
-    static = flash._Static(causal=True, interpret=False)
+    static = flash_kernel.Static(causal=True, interpret=False)
     zero, segments = jnp.zeros(1, jnp.int32), jnp.ones((2, 256), jnp.int32)
 
     def loss(q, k, v):
-        o = flash._attention(static, q, k, v, flash._Of(segments, segments, zero, zero))
+        o = flash_kernel._attention(static, q, k, v, flash_kernel._Of(segments, segments, zero, zero))
         return jnp.sum(o.astype(jnp.float32))
 
     q, k = jnp.zeros((2, 4, 256, 64), jnp.bfloat16), jnp.zeros((2, 2, 256, 64), jnp.bfloat16)
