@@ -83,8 +83,11 @@ def test_flash_becomes_triton_code():
         return jnp.sum(o.astype(jnp.float32))
 
     q, k = jnp.zeros((2, 4, 256, 64), jnp.bfloat16), jnp.zeros((2, 2, 256, 64), jnp.bfloat16)
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    h200 = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h200)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
 
 
