@@ -5,8 +5,8 @@
   python benchmarks/modern.py --sweep=runs/modern
 
 4 layers of width 128, rows of 128 characters, 32 of them a step, Python's own source. The baseline has 600
-steps (2.5 M tokens), everything else 360, six tenths, and the preset 180, too; the learning rates are near
-the best of ``tune``'s, and what is left out leaves the rate as it is.
+steps (2.5 M tokens), the preset 360, six tenths, and 180; its parts are left out, one after another, at 180.
+Learning rates are near the best of ``tune``'s; what is left out leaves the rate as it is.
 """
 
 from llm_jax.scaling.points import chain, grid
@@ -58,13 +58,14 @@ def sweep(arg=""):
         return chain(
             _rates(BASELINE, (2e-3, 4e-3, 8e-3, 1.6e-2)), _rates(PRESET, (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2))
         )
-    adamw = {key: value for key, value in PRESET.items() if not key.startswith("optimizer.")}
+    short = PRESET | {"steps": FEWEST}
+    adamw = {key: value for key, value in short.items() if not key.startswith("optimizer.")}
     points = [
         BASELINE,
         PRESET,
-        PRESET | {"steps": FEWEST},
+        short,
         adamw | {"optimizer.learning_rate": BASELINE["optimizer.learning_rate"]},
-        *(_without(part) for part in WITHOUT),
+        *(_without(short, part) for part in WITHOUT),
     ]
     return grid(points, {"seed": (0, 1, 2)})
 
@@ -73,11 +74,7 @@ def _rates(point, rates):
     return [point | {"optimizer.learning_rate": rate} for rate in rates]
 
 
-def _without(part):
-    """The preset with a part replaced; another schedule has none of the old one's fields."""
-    kept = {
-        key: value
-        for key, value in PRESET.items()
-        if not ("schedule.name" in part and key.startswith("schedule."))
-    }
-    return kept | part
+def _without(point, part):
+    """The point with a part replaced; another schedule has none of the old one's fields."""
+    gone = "schedule." if "schedule.name" in part else "?"
+    return {key: value for key, value in point.items() if not key.startswith(gone)} | part

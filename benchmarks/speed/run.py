@@ -65,6 +65,8 @@ def summarize(rounds: list[dict[str, Any]], tokens: int, flops_per_token: float)
         "first_seconds": round(statistics.median(one["first_seconds"] for one in rounds), 2),
         "peak_gb": round(max(one["peak_bytes"] for one in rounds) / 1e9, 3),
     }
+    if "choice" in rounds[0]:
+        out["choice"] = rounds[0]["choice"]
     if "loader_ms" in rounds[0]:
         out["loader_ms"] = round(statistics.median(x for one in rounds for x in one["loader_ms"]), 2)
         out["device"] = f"{rounds[0]['devices']} x {rounds[0]['device']}"

@@ -1,22 +1,138 @@
-"""The same step in PyTorch, in a process of its own; benchmarks/speed/run.py starts it."""
+"""The same step in PyTorch, in a process of its own; benchmarks/speed/run.py starts it.
+
+On a GPU it is tuned first, one choice after another, each by a few timed steps: cuDNN's or the flash kernel
+of scaled_dot_product_attention, autocast or weights in bfloat16 beside float32 masters, and how many rows at
+a time. What won is in the result.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
+import statistics
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.peers import torch_transformer as peer
 from benchmarks.speed import clock
 from benchmarks.speed.rows import ROWS
 from llm_jax.training import experiment
+from llm_jax.training.experiment import Experiment
 
 BATCHES = 16  # made beforehand, so that the loader costs nothing
+TRIAL = 6  # steps of a choice, after as many that warm up
+CUDA = torch.cuda.is_available()
+BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """attention: of BACKENDS, "" = torch's own choice; weights: "float32" (under autocast on a GPU) or
+    "bfloat16" copies; parts: micro-batches of a step."""
+
+    attention: str = "cudnn" if CUDA else ""
+    weights: str = "float32"
+    parts: int = 1
+
+    def others(self) -> list[list[Choice]]:
+        """What is tried, a list for each choice."""
+        if not CUDA:
+            return []
+        return [
+            [dataclasses.replace(self, attention="flash")],
+            [dataclasses.replace(self, weights="bfloat16")],
+            [dataclasses.replace(self, parts=parts) for parts in (2, 4, 8)],
+        ]
+
+
+class Step:
+    """Forward, backward, clipping, AdamW."""
+
+    def __init__(self, e: Experiment, mode: str, choice: Choice) -> None:
+        device = "cuda" if CUDA else "cpu"
+        torch.manual_seed(0)
+        self.e, self.choice, self.number = e, choice, 0
+        model = peer.Transformer(e.model).to(device)
+        self.masters = model
+        self.model = (
+            peer.Transformer(e.model).to(device, torch.bfloat16) if choice.weights == "bfloat16" else model
+        )
+        self.optimizer = peer.adamw(model, e.optimizer)
+        shape = (BATCHES, choice.parts, e.global_batch_size // choice.parts, e.data.sequence_length)
+        self.inputs, self.targets = (
+            torch.randint(0, e.model.vocab_size, shape, device=device) for _ in range(2)
+        )
+        run = (
+            self.loss
+            if mode == "eager"
+            else torch.compile(self.loss, fullgraph=True, dynamic=False, mode=mode)
+        )
+        self.run = run
+
+    def loss(self, inputs_bl: torch.Tensor, targets_bl: torch.Tensor) -> torch.Tensor:
+        e = self.e
+        cast = CUDA and self.choice.weights == "float32"
+        with torch.autocast("cuda", torch.bfloat16) if cast else contextlib.nullcontext():
+            hidden = self.model(inputs_bl)
+            if not e.model.causal:  # the first so many of a row: which ones makes no difference to the time
+                predicted = e.objective.targets_of_row(targets_bl.shape[-1])
+                hidden, targets_bl = hidden[:, :predicted], targets_bl[:, :predicted]
+            logits = self.model.logits(hidden)
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets_bl.flatten())
+
+    def __call__(self) -> torch.Tensor:
+        """One update; gives the loss, on the device."""
+        backend, parts = BACKENDS.get(self.choice.attention), self.choice.parts
+        self.optimizer.zero_grad()
+        with sdpa_kernel(backend) if backend else contextlib.nullcontext():
+            for part in range(parts):
+                i = self.number % BATCHES
+                loss = self.run(self.inputs[i, part], self.targets[i, part])
+                (loss / parts).backward()
+        if self.model is not self.masters:
+            for master, p in zip(self.masters.parameters(), self.model.parameters(), strict=True):
+                master.grad, p.grad = p.grad.float(), None
+        c = self.e.optimizer
+        torch.nn.utils.clip_grad_norm_(list(self.masters.parameters()), c.clip_norm)
+        self.optimizer.step()
+        if self.model is not self.masters:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.model.parameters()), list(self.masters.parameters()))
+        self.number += 1
+        return loss
+
+    def group(self, size: int) -> Callable[[], None]:
+        def steps() -> None:
+            for _ in range(size):
+                loss = self()
+            loss.item()  # waits
+
+        return steps
+
+
+def tuned(e: Experiment, mode: str) -> Choice:
+    """The fastest, one choice after another; what does not run, for want of memory or a kernel, is not it."""
+    best, taken = Choice(), float("inf")
+    if not CUDA:
+        return best
+    for number in range(len(best.others()) + 1):
+        for choice in best.others()[number - 1] if number else [best]:
+            with contextlib.suppress(torch.OutOfMemoryError, RuntimeError):
+                ms = statistics.median(clock.measure(Step(e, mode, choice).group(1), 1, TRIAL)["ms"])
+                if ms < taken:
+                    best, taken = choice, ms
+            torch._dynamo.reset()
+            gc.collect()
+            torch.cuda.empty_cache()
+    return best
 
 
 def main(name: str, text: str, tiny: bool, steps: int, mode: str) -> None:
@@ -24,40 +140,14 @@ def main(name: str, text: str, tiny: bool, steps: int, mode: str) -> None:
     row = ROWS[name]
     e = row.experiment(text, tiny)
     e = experiment.complete(e, e.model.vocab_size or 68)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-    model = peer.Transformer(e.model).to(device)
-    optimizer = peer.adamw(model, e.optimizer)
-    shape = (BATCHES, e.global_batch_size, e.data.sequence_length)
-    inputs, targets = (torch.randint(0, e.model.vocab_size, shape, device=device) for _ in range(2))
-    predicted = 0 if e.model.causal else e.objective.targets_of_row(shape[-1])
-    cast = torch.autocast(device, torch.bfloat16) if device == "cuda" else contextlib.nullcontext()
-
-    def loss_fn(inputs_bl: torch.Tensor, targets_bl: torch.Tensor) -> torch.Tensor:
-        with cast:
-            hidden = model(inputs_bl)
-            if predicted:  # the first so many of a row: which ones makes no difference to the time
-                hidden, targets_bl = hidden[:, :predicted], targets_bl[:, :predicted]
-            logits = model.logits(hidden)
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets_bl.flatten())
-
-    run = loss_fn if mode == "eager" else torch.compile(loss_fn, fullgraph=True, dynamic=False, mode=mode)
+    torch.set_float32_matmul_precision("high" if CUDA else "highest")
+    choice = tuned(e, mode)
     gc.disable()
-    size, number = row.per_dispatch, 0
-
-    def group() -> None:
-        nonlocal number
-        for _ in range(size):
-            i = number % BATCHES
-            loss = run(inputs[i], targets[i])
-            peer.update(optimizer, loss, e.optimizer.learning_rate, e.optimizer.clip_norm)
-            number += 1
-        loss.item()  # waits
-
-    out = clock.measure(group, size, steps or row.steps)
-    memory = torch.cuda.max_memory_allocated() if device == "cuda" else clock.peak_memory()
-    clock.give(out | {"peak_bytes": memory, "threads": torch.get_num_threads()})
+    step = Step(e, mode, choice)
+    out = clock.measure(step.group(row.per_dispatch), row.per_dispatch, steps or row.steps)
+    memory = torch.cuda.max_memory_allocated() if CUDA else clock.peak_memory()
+    chosen = dataclasses.asdict(choice)
+    clock.give(out | {"peak_bytes": memory, "threads": torch.get_num_threads(), "choice": chosen})
 
 
 if __name__ == "__main__":
