@@ -1,4 +1,4 @@
-"""How long it takes until the first step is done, cold and with what an earlier run has compiled; how long the
+"""How long it takes until the first step is done, cold and with what an earlier run has compiled; how long a
 whole run takes; and whether depth adds to compiling.
 
   python -m benchmarks.startup [--text=tinyshakespeare.txt]

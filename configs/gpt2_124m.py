@@ -2,11 +2,13 @@
 
   python scripts/train.py --config=configs/gpt2_124m.py --config.data.text=corpus/ --workdir=runs/gpt2
 
+:modern is the same with the modern preset (llm_jax/training/presets.py), at half of its tokens.
 12 layers, 12 heads, width 768, context 1,024. Expected loss: not known for your text.
 Time: 5.6 hours at 500,000 tokens a second. Hardware: compiled, not run (benchmarks/compile_configs.py).
 """
 
-from llm_jax.training.experiment import default_config
+from llm_jax.training.experiment import default_config, override
+from llm_jax.training.presets import MODERN
 
 
 def get_config(arg=""):
@@ -35,4 +37,7 @@ def get_config(arg=""):
     config.evaluation.batches = 20
     config.checkpoint.every = 1000
     config.samples.prompt = "The "
+    if arg == "modern":
+        short = {"steps": config.steps // 20 * 10, "optimizer.learning_rate": 7e-3}
+        return override(config, MODERN | short)
     return config

@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks import record
 from benchmarks.speed.rows import ROOT, ROWS, Row
+from llm_jax import hardware
 from llm_jax.models import flops
 from llm_jax.training import experiment
 
@@ -41,7 +42,11 @@ def sides(row: Row, tiny: bool) -> dict[str, list[str]]:
 
 def run_side(module: str, *mode: str, name: str, text: str, tiny: bool) -> dict[str, Any]:
     steps = TRIAL_STEPS if tiny else 0
-    arguments = [name, text, "tiny" if tiny else "whole", str(steps), *mode]
+    return run_module(module, name, text, "tiny" if tiny else "whole", str(steps), *mode)
+
+
+def run_module(module: str, *arguments: str) -> dict[str, Any]:
+    """What a process of its own gives."""
     command = [sys.executable, "-m", f"benchmarks.speed.{module}", *arguments]
     with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
         own = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_CACHE_DIR": cache}
@@ -73,6 +78,15 @@ def summarize(rounds: list[dict[str, Any]], tokens: int, flops_per_token: float)
     return out
 
 
+def utilization(side: dict[str, Any], full: float, causal: float) -> dict[str, float]:
+    """MFU by full and by causal attention, of a chip whose peak is known."""
+    chip = hardware.lookup(side["device"])
+    if chip is None:
+        return {}
+    mfu = 1e12 * side["tflops"] / chip.flops
+    return {"mfu": round(mfu, 3), "mfu_causal": round(mfu * causal / full, 3)}
+
+
 def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
     row = ROWS[name]
     e = row.experiment(text, tiny)
@@ -81,7 +95,10 @@ def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
         raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
     print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
     found: dict[str, list] = {side: [] for side in sides(row, tiny)}
+    roofs: dict[str, list] = {"jax": [], "torch": []}
     for number in range(rounds):
+        for framework, rates in roofs.items():
+            rates.append(run_module("roof", framework)["tflops"])
         for side, (module, *mode) in sides(row, tiny).items():
             found[side].append(run_side(module, *mode, name=name, text=text, tiny=tiny))
             last = statistics.median(found[side][-1]["ms"])
@@ -89,6 +106,12 @@ def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
     c = experiment.complete(e, equal["vocab_size"]).model
     tokens, cost = e.global_batch_size * c.max_length, flops.training_flops_per_token(c, c.max_length)
     out = {side: summarize(them, tokens, cost) for side, them in found.items()}
+    roof = {framework: round(statistics.median(rates), 3) for framework, rates in roofs.items()}
+    for side, it in out.items():
+        it["share_of_roof"] = round(it["tflops"] / roof["jax" if side == "llm_jax" else "torch"], 3)
+    out["llm_jax"] |= utilization(
+        out["llm_jax"], cost, flops.training_flops_per_token(c, c.max_length, c.causal)
+    )
     best = min((s for s in out if s.startswith("torch")), key=lambda s: out[s]["ms"])
     return {
         "dry_run": tiny,
@@ -96,6 +119,7 @@ def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
         "shape": {"layers": c.num_layers, "width": c.model_dim, "length": c.max_length}
         | {"rows": e.global_batch_size, "objective": row.objective},
         "flops_per_token": cost,
+        "matmul_tflops": roof,
         "parity": {k: equal[k] for k in ("steps", "max_gradient_difference", "max_loss_difference")},
         "best_torch": best,
         "ours_over_best_torch": round(out[best]["ms"] / out["llm_jax"]["ms"], 3),

@@ -1,0 +1,58 @@
+"""The rate of a large product of matrices in each framework, the roof of every row, in a process of its own;
+benchmarks/speed/run.py starts it."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks.speed import clock
+
+ROUNDS = 7
+
+
+def of_jax() -> tuple[float, str]:
+    import jax
+    import jax.numpy as jnp
+
+    gpu = jax.default_backend() == "gpu"
+    x, y = jax.random.normal(jax.random.key(0), (2, *_shape(gpu)), jnp.bfloat16 if gpu else jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return _rate(lambda: jax.block_until_ready(product(x, y)), len(x)), jax.devices()[0].device_kind
+
+
+def of_torch() -> tuple[float, str]:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    kind = {"device": "cuda", "dtype": torch.bfloat16} if gpu else {}
+    x, y = torch.randn((2, *_shape(gpu)), **kind)
+
+    def product() -> None:
+        x @ y
+        if gpu:
+            torch.cuda.synchronize()
+
+    return _rate(product, len(x)), torch.cuda.get_device_name() if gpu else "cpu"
+
+
+def _shape(gpu: bool) -> tuple[int, int]:
+    size = 8192 if gpu else 2048
+    return size, size
+
+
+def _rate(product: Callable[[], object], size: int) -> float:
+    """FLOP/s, the median of ROUNDS after two that warm up."""
+    seconds = []
+    for _ in range(ROUNDS + 2):
+        start = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[2:])
+
+
+if __name__ == "__main__":
+    rate, device = {"jax": of_jax, "torch": of_torch}[sys.argv[1]]()
+    clock.give({"tflops": rate / 1e12, "device": device})
