@@ -34,7 +34,7 @@ def compile_step(name: str) -> dict:
     e = experiment.resolve(experiment.override(config, changes))
     e = experiment.complete(e, getattr(e.tokenizer, "vocab_size", 128))
     if e.micro_batch % DEVICES:  # the character configs have batches for a laptop
-        e = dataclasses.replace(e, global_batch_size=DEVICES * e.accumulation)
+        e = dataclasses.replace(e, global_batch_size=DEVICES * (e.accumulation or 1))
     program = Program.build(e, Path("not-read"))
     state = program.abstract_state()
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def compile_step(name: str) -> dict:
 def abstract_batch(program: Program) -> Batch:
     """Shapes and shardings of one step's batch."""
     e, sharding = program.experiment, program.layout.named(None, "batch")
-    lead = (e.accumulation, e.micro_batch)
+    lead = ((e.accumulation or 1), e.micro_batch)
 
     def array(length: int, dtype: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*lead, length), jnp.dtype(dtype), sharding=sharding)

@@ -35,6 +35,7 @@ def get_config(arg=""):
     config.schedule.end_ratio = 0.1
     config.evaluation.every = 250
     config.evaluation.batches = 20
+    config.evaluation.batch_size = 64
     config.checkpoint.every = 1000
     config.samples.prompt = "The "
     if arg == "modern":

@@ -2,7 +2,7 @@
 
   python scripts/sweep.py --config=configs/sweep_modern.py:tune --workdir=runs/modern_tune --workers=2
   python scripts/sweep.py --config=configs/sweep_modern.py --workdir=runs/modern --workers=2
-  python benchmarks/modern.py --sweep=runs/modern
+  python -m benchmarks.modern --tuned=runs/modern_tune --sweep=runs/modern
 
 4 layers of width 128, rows of 128 characters, 32 of them a step, Python's own source. The baseline has 600
 steps (2.5 M tokens), the preset 360, six tenths, and 180; its parts are left out, one after another, at 180.

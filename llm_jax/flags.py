@@ -41,6 +41,10 @@ GPU = {
 # Devices that divide a CPU share its cores: a product on one need not use them all.
 CPU = {"xla_cpu_multi_thread_eigen": "false"}
 
+KEEP_ALL = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 VARIABLES = {"tpu": "LIBTPU_INIT_ARGS", "gpu": "XLA_FLAGS", "cpu": "XLA_FLAGS"}
 
 
@@ -67,7 +71,7 @@ def keep_compiled() -> None:
     directory, apart for each kind of processor, since code for one may end another by SIGILL. All programs
     are kept, however small: a run has some thirty.
     """
-    if jax.config.jax_compilation_cache_dir or os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == "false":
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
@@ -76,8 +80,9 @@ def keep_compiled() -> None:
     except (OSError, RuntimeError):  # a home that is not there, or may not be written to
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for option, value in KEEP_ALL.items():
+        if option.upper() not in os.environ:
+            jax.config.update(option, value)
 
 
 def _processor() -> str:

@@ -42,6 +42,7 @@ STEPS = {
     "encoder": ENCODER,
     "accumulated, recomputed": {"accumulation": 2, "model.remat": True},
     "data 8": {"mesh.data": 8},
+    "fsdp 8": {"mesh.fsdp": 8},
     "fsdp 4, tensor 2": {"mesh.fsdp": 4, "mesh.tensor": 2},
 }
 NEAR = 0.02  # relative; FLOPs are equal

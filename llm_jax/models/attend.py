@@ -160,11 +160,11 @@ def _plain_forward(
 def _plain_backward(layout: Layout, kept: tuple, d_o_bgnk: jax.Array) -> tuple:
     q_bgnk, k_bmgk, v_bmgk, p_bgnm, inverse_bgn1, o_bgnk = kept
     product, scale = _product(layout), 1.0 / math.sqrt(q_bgnk.shape[-1])
-    d_o_bgnk = d_o_bgnk * inverse_bgn1  # of p before it is divided
-    delta_bgn1 = jnp.sum(d_o_bgnk * o_bgnk.astype(jnp.float32), axis=-1, keepdims=True)
-    d_o_bgnk = d_o_bgnk.astype(v_bmgk.dtype)
+    d_o32_bgnk = d_o_bgnk.astype(jnp.float32)
+    delta_bgn1 = jnp.sum(d_o32_bgnk * o_bgnk.astype(jnp.float32), axis=-1, keepdims=True)
     d_p_bgnm = product("bgnk,bmgk->bgnm", d_o_bgnk, v_bmgk, jnp.float32)
-    d_s_bgnm = (p_bgnm * (d_p_bgnm - delta_bgn1) * scale).astype(q_bgnk.dtype)
+    d_s_bgnm = (p_bgnm * (d_p_bgnm - delta_bgn1) * (scale * inverse_bgn1)).astype(q_bgnk.dtype)
+    d_o_bgnk = (d_o32_bgnk * inverse_bgn1).astype(v_bmgk.dtype)  # of p before it is divided
     d_q_bgnk = product("bgnm,bmgk->bgnk", d_s_bgnm, k_bmgk)
     d_k_bmgk = product("bgnm,bgnk->bmgk", d_s_bgnm, q_bgnk)
     d_v_bmgk = product("bgnm,bgnk->bmgk", p_bgnm, d_o_bgnk)
@@ -194,6 +194,19 @@ def _heads_first(q_blgrk: jax.Array, layout: Layout) -> jax.Array:
     b, l, g, r, k = q_blgrk.shape
     by_head = layout.spec("batch", "kv_heads", None, None, None)
     return jnp.einsum("blgrk->bgrlk", q_blgrk, out_sharding=by_head).reshape(b, g, r * l, k)
+
+
+def on_each_device(
+    local: Callable[..., jax.Array], arrays: tuple, names: tuple, q_blgrk: jax.Array, layout: Layout
+) -> jax.Array:
+    """``local(*arrays)`` for the rows and heads of each device: of a kernel that jax cannot cut. names: the
+    logical axes of the arrays; the result is cut as the queries are. [batch, l, g, r, k]."""
+    if jax.sharding.get_abstract_mesh().manual_axes:  # inside context.attend each device has its own already
+        return local(*arrays)
+    arrays = tuple(layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
+    by_head = layout.spec("batch", None, "kv_heads", None, None)
+    # Such kernels do not say along which mesh axes their results vary, so this cannot be checked.
+    return layout.on_devices(local, arrays, q_blgrk, by_head, check_vma=False)
 
 
 def by_window(mask: Mask, within: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:

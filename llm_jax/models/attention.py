@@ -102,7 +102,9 @@ def choose_kernel(config: Any, layout: Layout, whole_rows: bool) -> str:
     """The config's kernel, but "cudnn" for "auto" where it fits: on a GPU, for rows of one segment each
     (whole_rows), which is known of the data and not when a step is traced. config: a ModelConfig."""
     c = config
-    if c.kernel != "auto" or layout.platform != "gpu" or not whole_rows or layout.axes("length"):
+    if c.kernel != "auto" or layout.platform != "gpu" or not whole_rows:
+        return c.kernel
+    if layout.axes("length") or layout.axes("layers"):
         return c.kernel
     q = jax.ShapeDtypeStruct((1, 1, c.kv_heads, c.num_heads // c.kv_heads, c.head_size), c.dtype)
     mask = Mask(q, q, c.causal, window=None, windows=c.windows)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
-from llm_jax.models.attend import Mask, Scoring, by_window
+from llm_jax.models.attend import Mask, Scoring, by_window, on_each_device
 
 MOST_FEATURES = 128  # of a head
 
@@ -31,6 +31,8 @@ def unfit(q_blgrk: jax.Array, mask: Mask, scoring: Scoring, platform: str) -> st
         return "float32 is not among its types"
     if not isinstance(mask.q_start, int) or mask.q_start:
         return "the queries do not start with the first key"
+    if not mask.causal and (mask.window is not None or any(mask.windows)):
+        return "an encoder's window is none of its masks"
     unknown = isinstance(mask.window, jax.Array) and not mask.windows
     return "what the window may be is not known" if unknown else ""
 
@@ -57,9 +59,7 @@ def cudnn(
         own = mask._replace(**dict(zip(traced, of_mask, strict=False)))
         return _attend(q, k, v, own, layout.platform)
 
-    arrays = tuple(layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
-    # The kernel does not say along which mesh axes its results vary, so this cannot be checked.
-    return layout.on_devices(local, arrays, q_blgrk, layout.spec(*by_head, None), check_vma=False)
+    return on_each_device(local, tuple(arrays), tuple(names), q_blgrk, layout)
 
 
 def _attend(q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, platform: str) -> jax.Array:
@@ -68,7 +68,7 @@ def _attend(q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask
     tokens = [jnp.sum(x > 0, axis=1, dtype=jnp.int32) for x in (mask.q_segments, mask.kv_segments)]
 
     def within(window: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        reach = (window - 1, 0 if mask.causal else window - 1) if window else None
+        reach = (window - 1, 0) if window else None
         return jax.nn.dot_product_attention(
             q,
             k,

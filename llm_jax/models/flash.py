@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
-from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.attend import Mask, Scoring, on_each_device
 
 FEWEST_FEATURES = 16  # of a head: what a tensor core multiplies at once
 
@@ -45,10 +45,6 @@ def flash(
     window = jnp.asarray(0 if mask.window is None else mask.window, jnp.int32)
     start = jnp.asarray(mask.q_start, jnp.int32)
     arrays = (q_blgrk, k_bmgk, v_bmgk, mask.q_segments, mask.kv_segments, start, window)
-    if jax.sharding.get_abstract_mesh().manual_axes:  # inside context.attend each device has its own already
-        return local(*arrays)
     by_head = ("batch", None, "kv_heads", None)
     names = ((*by_head, None), by_head, by_head, ("batch", None), ("batch", None), (), ())
-    arrays = tuple(layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
-    # The kernel does not say along which mesh axes its results vary, so this cannot be checked.
-    return layout.on_devices(local, arrays, q_blgrk, layout.spec(*by_head, None), check_vma=False)
+    return on_each_device(local, arrays, names, q_blgrk, layout)

@@ -23,9 +23,14 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
             rounded(jax.sharding.reshard(x, spec.update(reduced=frozenset())), dtype), spec
         )
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
-    scale = jnp.where(largest > 0, largest / float(jnp.finfo(dtype).max), 1.0)
-    small = (x.astype(jnp.float32) / scale).astype(dtype)
-    return small.astype(x.dtype) * scale.astype(x.dtype)
+    # Rounded before it divides, so that what it multiplies comes back.
+    scale = jnp.maximum(largest / float(jnp.finfo(dtype).max), float(jnp.finfo(x.dtype).tiny)).astype(x.dtype)
+    small = jnp.clip(x.astype(jnp.float32) / scale, *_range(dtype)).astype(dtype)
+    return small.astype(x.dtype) * scale
+
+
+def _range(dtype: Any) -> tuple[float, float]:
+    return float(jnp.finfo(dtype).min), float(jnp.finfo(dtype).max)
 
 
 @jax.custom_vjp

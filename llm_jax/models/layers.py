@@ -93,8 +93,10 @@ def dense_together(module: nn.Module, outputs: list[Output], x_bld: jax.Array, s
     one product with all the weights beside each other, of larger matrices and fewer."""
     layout: Layout = module.layout
     cut = any(layout.computed(axis) for output in outputs for axis in output.axes[1:])
-    # jax.vmap over stages cannot join what was gathered, and 8 bits want a scale for each weight.
-    if cut or layout.axes("length") or layout.apart or module.config.fp8:
+    # Weights gathered for a layer would be kept for the backward pass once they are joined (ZeRO-3), jax.vmap
+    # over stages cannot join what was gathered, and 8 bits want a scale for each weight.
+    gathered = layout.zero == 3 and layout.axes("embed")
+    if cut or gathered or layout.axes("length") or layout.apart or module.config.fp8:
         return [dense(module, o.name, _EQUATIONS[len(o.shape)], x_bld, o.shape, o.axes, std) for o in outputs]
     declared = [_weight_and_bias(module, *output, std, len(output.shape) - 1) for output in outputs]
     flat = [_flat(w) for w, _ in declared]

@@ -35,20 +35,21 @@ def gelu(x: jax.Array) -> jax.Array:
     makes ``erf`` again inside every product of the backward pass, a quarter of a small model's step (log).
     And in jax 0.12.0 the derivative of ``erf`` has no rule inside ``jax.shard_map``, where experts are.
     """
-    return x * _normal_cdf(x)
+    return (x * _normal_cdf(x)).astype(x.dtype)
 
 
 @gelu.defjvp
 def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (d_x,) = primals, tangents
     below = _normal_cdf(x)
-    density = jnp.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
-    slope = jax.lax.optimization_barrier(below + x * density)
-    return x * below, d_x * slope
+    density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) / math.sqrt(2.0 * math.pi)
+    slope = jax.lax.optimization_barrier((below + x * density).astype(x.dtype))
+    return (x * below).astype(x.dtype), d_x * slope
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+    """In float32: in bfloat16 nothing is left of 1 + erf at -3."""
+    return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
 
 
 ACTIVATIONS = {

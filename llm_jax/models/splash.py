@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
-from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.attend import Mask, Scoring, on_each_device
 
 # Of queries and of keys, 512 as in MaxText; the largest that divides the length is taken.
 BLOCKS = (512, 256, 128)
@@ -60,8 +60,4 @@ def splash(
     names = ((*by_head, None), by_head, by_head, ("batch", None), ("batch", None), ())
     if isinstance(mask.window, jax.Array):
         traced, arrays, names = (*traced, "window"), (*arrays, mask.window), (*names, ())
-    if jax.sharding.get_abstract_mesh().manual_axes:  # inside context.attend each device has its own already
-        return local(*arrays)
-    arrays = tuple(layout.shard(x, *own) for x, own in zip(arrays, names, strict=True))
-    # The kernel does not say along which mesh axes its results vary, so this cannot be checked.
-    return layout.on_devices(local, arrays, q_blgrk, layout.spec(*by_head, None), check_vma=False)
+    return on_each_device(local, arrays, names, q_blgrk, layout)

@@ -18,8 +18,9 @@ FEWEST_TOKENS = 8192
 
 
 def fit(program: Program, say: Callable[[str], None]) -> Program:
-    """The program with the fewest micro-batches whose step fits the free memory of every device; blocks are
-    recomputed only where that needs it. Unchanged where a device does not say what it has, as CPUs do not.
+    """The program with the fewest micro-batches whose step fits the free memory of every device. Blocks are
+    recomputed where micro-batches would otherwise get smaller than FEWEST_TOKENS. Unchanged where a device
+    does not say what it has, as CPUs do not.
 
     Raises UserError where nothing fits.
     """
@@ -57,9 +58,9 @@ def free_memory() -> float | None:
 def _candidates(program: Program) -> Iterator[Program]:
     """From what is fastest to what takes least."""
     e, devices = program.experiment, program.layout.ways("batch")
-    rows = e.global_batch_size
+    rows, length = e.global_batch_size, e.data.sequence_length // program.layout.ways("length")
     cuts = [n for n in range(1, rows + 1) if rows % n == 0 and rows // n % devices == 0]
-    filling = [n for n in cuts if rows // n // devices * e.data.sequence_length >= FEWEST_TOKENS] or cuts[:1]
+    filling = [n for n in cuts if rows // n // devices * length >= FEWEST_TOKENS] or cuts[:1]
     order = [(n, True) for n in cuts]
     if not e.model.remat:
         order = [(n, False) for n in filling] + order + [(n, False) for n in cuts if n not in filling]

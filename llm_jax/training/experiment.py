@@ -112,10 +112,11 @@ class LoggingConfig:
 @dataclass(frozen=True)
 class Experiment:
     """Everything about a run. accumulation: micro-batches of a step; 0 = as few as the devices' free memory
-    allows, with blocks recomputed where it must be, chosen at the first start. steps_per_dispatch: steps that
-    the device makes without the host; cadences are multiples of it. expected_loss: the range in which the
-    final validation loss should fall, printed beside it; () = unknown. ema_decay: of the running mean of the
-    parameters, which is then what is evaluated, sampled and shipped; 0 = none.
+    allows, with blocks recomputed where it must be, chosen at the first start of scripts/train.py (what plans
+    or builds a program by itself takes 0 as 1). steps_per_dispatch: steps that the device makes without the
+    host; cadences are multiples of it. expected_loss: the range in which the final validation loss should
+    fall, printed beside it; () = unknown. ema_decay: of the running mean of the parameters, which is then
+    what is evaluated, sampled and shipped; 0 = none.
 
     init_from: a run or a checkpoint directory whose parameters this run begins with; its optimiser and its
     step are not taken, and a run that goes on does not look at it. init_skip: expressions over parameter
@@ -277,6 +278,8 @@ def check_model(e: Experiment) -> None:
     if m.causal != e.objective.causal:
         name = next(n for n, o in OBJECTIVES.items() if isinstance(e.objective, o))
         raise UserError(f"config.model.causal={m.causal}: {name} needs {e.objective.causal}")
+    if m.fp8 and (m.dtype == "float16" or m.num_experts):
+        raise UserError("config.model.fp8 goes with bfloat16 or float32, and without experts; turn it off")
     if isinstance(e.tokenizer, SentencePieceConfig) and 0 < m.vocab_size < e.tokenizer.vocab_size:
         raise UserError(
             f"config.model.vocab_size={m.vocab_size} is smaller than "
@@ -289,6 +292,11 @@ def check_cadences(e: Experiment) -> None:
     e.schedule.check(e.steps)
     if e.accumulation < 0:
         raise UserError(f"config.accumulation must be at least 1, or 0 to be chosen, not {e.accumulation}")
+    if e.accumulation == 0 and e.evaluation.batches and not e.evaluation.batch_size:
+        raise UserError(
+            "config.evaluation.batches counts batches, whose size accumulation=0 leaves to the memory of the "
+            "devices; set evaluation.batch_size"
+        )
     if e.accumulation and e.global_batch_size % e.accumulation:
         raise UserError(
             f"config.global_batch_size={e.global_batch_size} is not divisible by "

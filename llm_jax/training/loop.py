@@ -83,7 +83,8 @@ def _run(
         program = Program.build(experiment, shard_set)
         if experiment.accumulation == 0:
             program = fit(program, say)
-        state, start = restore_or_begin(program, checkpointer, newest, source, say)
+        with out_of_memory.explained(program.experiment):
+            state, start = restore_or_begin(program, checkpointer, newest, source, say)
         begun = source.hash if source else directory.begun_from()
         if start and (moved := directory.moved(program.layout.mesh.shape)):
             say(moved)

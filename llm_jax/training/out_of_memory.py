@@ -11,6 +11,8 @@ import jax
 from llm_jax.errors import UserError
 from llm_jax.training.experiment import Experiment
 
+FEWER = "--config.mesh.recipe=fsdp on more devices"
+
 
 def said(message: str) -> str:
     """What an error of XLA says of memory, in one line; "" if it says something else."""
@@ -31,9 +33,10 @@ def explained(e: Experiment) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not (found := said(str(error))):
             raise
-        remat = "" if e.model.remat else ", --config.model.remat=true"
+        more = (n for n in range(e.accumulation + 1, e.global_batch_size + 1) if e.global_batch_size % n == 0)
+        cuts = [f"--config.accumulation={n}" for n in [next(more, 0)] if n]
+        cuts += [] if e.model.remat else ["--config.model.remat=true"]
         raise UserError(
-            f"a device has too little memory ({found[:200]}): set --config.accumulation=0, which chooses the "
-            f"micro-batch by the free memory, or a larger one than {e.accumulation}{remat}, or cut the model "
-            "(--config.mesh.recipe=fsdp); the same command then goes on from the newest checkpoint"
+            f"a device has too little memory ({found[:200]}): add {' or '.join([*cuts, FEWER])}; "
+            "the same command then goes on from the newest checkpoint"
         ) from error

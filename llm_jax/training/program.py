@@ -64,8 +64,6 @@ class Program:
         model = experiment.model
         if model.dtype == "auto":
             model = dataclasses.replace(model, dtype=mesh.default_dtype())
-        kernel = attention.choose_kernel(model, layout, experiment.data.rows == "contiguous")
-        model = dataclasses.replace(model, kernel=kernel)
         accumulation = experiment.accumulation or 1  # 0: planning/fit.py chooses it, where a run asks it
         experiment = dataclasses.replace(experiment, mesh=chosen, model=model, accumulation=accumulation)
         check_mesh(experiment, layout.mesh.shape)
@@ -92,7 +90,9 @@ class Program:
 
     @cached_property
     def model(self) -> transformer.Transformer:
-        return transformer.Transformer(self.experiment.model, self.layout)
+        config, whole_rows = self.experiment.model, self.experiment.data.rows != "packed"
+        kernel = attention.choose_kernel(config, self.layout, whole_rows)
+        return transformer.Transformer(dataclasses.replace(config, kernel=kernel), self.layout)
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:

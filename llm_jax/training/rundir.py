@@ -175,7 +175,8 @@ def carry_on(old: Experiment | None, new: Experiment, extend: bool) -> Experimen
         mesh = dataclasses.replace(mesh, cpu_devices=old.mesh.cpu_devices)
     accumulation = new.accumulation
     if accumulation == 0:
-        accumulation, model = old.accumulation, dataclasses.replace(model, remat=old.model.remat)
+        remat = new.model.remat or old.model.remat
+        accumulation, model = old.accumulation, dataclasses.replace(model, remat=remat)
     changed = configs.differences(old, new, only_identity=True)
     if extend and new.steps > old.steps:
         changed.pop("steps", None)

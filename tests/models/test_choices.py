@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from families import DECODER, LENGTH
 
-from llm_jax.models import flops
+from llm_jax.models import flops, mlp
 from llm_jax.models.attention import Kept
 from llm_jax.models.transformer import Transformer
 
@@ -242,3 +242,44 @@ def test_windows_count_for_less():
         share = flops.keys(length, window, causal)
         assert share == pytest.approx(seen.sum() / length)
     assert flops.training_flops_per_token(c, 16) < flops.training_flops_per_token(BASE, 16)
+
+
+def test_zero_init_makes_every_block_the_identity():
+    config = dataclasses.replace(BASE, zero_init=True, tied_head=False)
+    model, params = families.make(config, families.layout_of())
+    b = families.place(families.batch(), model.layout)
+    with jax.set_mesh(model.layout.mesh):
+        embedded = model.apply({"params": params}, b.inputs, b.positions, method="embed")
+        _, aux = model.apply({"params": params}, b.inputs, b.positions, b.segments, capture=("hidden",))
+    np.testing.assert_array_equal(aux.layers.hidden[-1], embedded)
+    assert not params["head"].any()
+
+
+def test_values_of_the_first_layer_reach_the_last():
+    """Scanned, unrolled and recomputed alike; the first layer's own share is not used."""
+    config = dataclasses.replace(DECODER, value_residual=True)
+    model, params = families.make(config, families.layout_of())
+    shares = params["blocks"]["attention"]["value_mix_scale"]
+    assert shares.shape == (2, 1) and (shares == 0.5).all()
+    others = [dataclasses.replace(config, scan_layers=False), dataclasses.replace(config, remat=True)]
+    expected = forward(model, params)
+    for other in others:
+        found = forward(Transformer(other, model.layout), params)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def changed(layer):
+        moved = shares.at[layer].set(0.9)
+        return forward(model, jax.tree.map(lambda x: moved if x is shares else x, params))
+
+    np.testing.assert_array_equal(changed(0), expected)
+    assert np.abs(changed(1) - expected).max() > 1e-3
+
+
+def test_gelu_keeps_its_tail_in_bfloat16():
+    x = jnp.linspace(-5.0, 0.0, 64)
+    small = jax.vmap(jax.value_and_grad(mlp.gelu))(x.astype(jnp.bfloat16))
+    exact = jax.vmap(jax.value_and_grad(lambda x: jax.nn.gelu(x, approximate=False)))(
+        x.astype(jnp.bfloat16).astype(jnp.float32)
+    )
+    for one, other in zip(small, exact, strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-6, atol=1e-6)

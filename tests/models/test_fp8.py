@@ -25,8 +25,15 @@ def test_entries_are_rounded_to_the_bits_there_are(dtype, bits):
     assert float(jnp.abs(fp8.rounded(x, dtype)).max()) == pytest.approx(largest, rel=1e-6)
 
 
-def test_zeros_stay_zeros():
-    assert not fp8.rounded(jnp.zeros((4, 4)), fp8.OPERAND).any()
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_zeros_stay_zeros(dtype):
+    assert not fp8.rounded(jnp.zeros((4, 4), dtype), fp8.OPERAND).any()
+
+
+def test_what_is_exact_in_8_bits_stays_as_it_is_in_bfloat16():
+    """The scale is rounded before it divides, so that it does not bias what comes back."""
+    x = 3.3 * jnp.asarray([448.0, 3.0, -1.0, 0.5], jnp.bfloat16)
+    np.testing.assert_allclose(fp8.rounded(x, fp8.OPERAND).astype(float), x.astype(float), rtol=2**-8)
 
 
 def test_gradients_are_of_the_rounded_operands_and_rounded_themselves():

@@ -28,6 +28,10 @@ OPTIONS = {
 }
 
 
+def test_dense_in_bfloat16_has_the_gradients_of_float32():
+    check(attend.dense, ONE, inputs(2, 2, 2, head=16), atol=0.02, dtype=jnp.bfloat16)
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_flash_equals_dense(options):
     """Packed rows with padding, two query heads to a key-value head, of a length in no whole blocks."""
@@ -46,9 +50,9 @@ def test_flash_along_context(options):
     check(flash, families.layout_of(context=2), inputs(1, 1, 1, length=512, head=16), **options)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_cudnn_equals_dense(options):
-    check(cudnn, ONE, inputs(2, 2, 2, head=16), pattern=ENDS, **options)
+@pytest.mark.parametrize("name", ["causal", "window", "encoder"])
+def test_cudnn_equals_dense(name):
+    check(cudnn, ONE, inputs(2, 2, 2, head=16), pattern=ENDS, **OPTIONS[name])
 
 
 def test_cudnn_on_a_mesh():
@@ -115,6 +119,9 @@ def test_a_model_with_it(kernel):
         (GPU, True, {"kernel": "dense"}, "dense"),
         (GPU, True, {"dtype": "float32"}, "auto"),
         (GPU, True, {"positions": "alibi"}, "auto"),
+        (GPU, True, {"causal": False}, "cudnn"),
+        (GPU, True, {"causal": False, "window": (8, 0)}, "auto"),
+        (dataclasses.replace(families.layout_of(stage=2), platform="gpu"), True, {}, "auto"),
         (ONE, True, {}, "auto"),
     ],
 )
@@ -123,9 +130,9 @@ def test_cudnn_is_for_whole_rows(layout, rows_whole, changes, kernel):
     assert attention.choose_kernel(config, layout, rows_whole) == kernel
 
 
-def arguments(head=16, queries=128, dtype=jnp.bfloat16, scoring=Scoring(), **mask):  # noqa: B008
+def arguments(head=16, queries=128, dtype=jnp.bfloat16, scoring=Scoring(), causal=True, **mask):  # noqa: B008
     k, segments = jnp.zeros((1, 128, 1, head), dtype), jnp.ones((1, 128), jnp.int32)
-    return k[:, :queries, :, None], k, k, Mask(segments[:, :queries], segments, True, **mask), scoring
+    return k[:, :queries, :, None], k, k, Mask(segments[:, :queries], segments, causal, **mask), scoring
 
 
 @pytest.mark.parametrize(
@@ -137,6 +144,7 @@ def arguments(head=16, queries=128, dtype=jnp.bfloat16, scoring=Scoring(), **mas
         ("cudnn", {"dtype": jnp.float32}, "float32 is not among its types"),
         ("cudnn", {"q_start": jnp.zeros((), jnp.int32)}, "the queries do not start with the first key"),
         ("cudnn", {"window": jnp.ones((), jnp.int32)}, "what the window may be is not known"),
+        ("cudnn", {"causal": False, "window": 8}, "an encoder's window is none of its masks"),
     ],
 )
 def test_what_they_cannot_take_is_said(kernel, changes, reason):

@@ -90,6 +90,7 @@ def test_what_was_chosen_is_kept_on_resume(program):
     new = dataclasses.replace(program.experiment, accumulation=0)
     kept = carry_on(old, new, extend=False)
     assert (kept.accumulation, kept.model.remat) == (4, True)
+    assert carry_on(old, dataclasses.replace(new, accumulation=8), extend=False).accumulation == 8
 
 
 def test_too_little_memory_is_one_line(program):
@@ -98,7 +99,15 @@ def test_too_little_memory_is_one_line(program):
         raise error
     message = str(caught.value)
     assert "\n" not in message
-    assert "allocating 9 bytes" in message and "accumulation=0" in message and "model.remat=true" in message
+    assert "allocating 9 bytes" in message and "model.remat=true" in message
+    assert "--config.accumulation=2 " in message  # the next that divides 16 rows, from 1
+
+
+def test_an_evaluation_by_batches_needs_their_size():
+    """Else what is evaluated would depend on the memory."""
+    changes = CHANGES | {"evaluation.batches": 2}
+    with pytest.raises(UserError, match=r"set evaluation\.batch_size"):
+        experiment.resolve(experiment.override(experiment.default_config(), changes))
 
 
 def test_other_errors_stay_what_they_are(program):
