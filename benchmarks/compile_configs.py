@@ -53,7 +53,7 @@ def compile_step(name: str) -> dict:
 def abstract_batch(program: Program) -> Batch:
     """Shapes and shardings of one step's batch."""
     e, sharding = program.experiment, program.layout.named(None, "batch")
-    lead = ((e.accumulation or 1), e.micro_batch)
+    lead = (e.accumulation or 1, e.micro_batch)
 
     def array(length: int, dtype: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*lead, length), jnp.dtype(dtype), sharding=sharding)

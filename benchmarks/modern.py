@@ -4,9 +4,10 @@
   python scripts/sweep.py --config=configs/sweep_modern.py --workdir=runs/modern --workers=2
   python -m benchmarks.modern --tuned=runs/modern_tune --sweep=runs/modern
 
-Reads the sweeps' tables, writes benchmarks/results/modern.json and prints the table of docs/log.md. A row is
-a point over its seeds: mean and standard deviation of the final validation loss. Exit code 1 when the preset,
-at six tenths of the tokens, does not reach the baseline's mean loss.
+Reads the sweeps' tables, times steps of baseline and preset in turn on this machine, writes
+benchmarks/results/modern.json and prints the table of docs/log.md. A row is a point over its seeds: mean and
+standard deviation of the final validation loss. Exit code 1 when the preset, at six tenths of the tokens,
+does not reach the baseline's mean loss.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from benchmarks import record
 from llm_jax import cli
+from llm_jax.models import flops
+from llm_jax.training import experiment, muon
+from llm_jax.training.program import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +54,6 @@ def figures(point: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]
         "loss": round(statistics.mean(losses), 4),
         "deviation": round(statistics.stdev(losses), 4) if len(losses) > 1 else None,
         "losses": losses,
-        "seconds": round(statistics.median(row["time"]["seconds"] for row in rows), 1),
     }
 
 
@@ -60,6 +67,40 @@ def named(points: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "0.3, " + ", ".join(f"{k.split('.', 1)[1]}={v}" for k, v in change.items()) for change in changes
     ]
     return dict(zip(names, points, strict=True))
+
+
+def step_ms(points: dict[str, dict[str, Any]], config: str, rounds: int = 5) -> dict[str, float]:
+    """Milliseconds a step of each point: dispatches of 10 steps from memory, in turn; medians."""
+    times: dict[str, list[float]] = {name: [] for name in points}
+    with tempfile.TemporaryDirectory() as directory:
+        running = {}
+        for name, point in points.items():
+            e = experiment.resolve(experiment.override(cli.load_config(config), point["overrides"]))
+            program = Program.prepare(e, directory, say=lambda _: None)
+            running[name] = program, [program.init()], program.batches[0]
+        for number in range(rounds + 1):
+            for name, (program, state, batch) in running.items():
+                start = time.perf_counter()
+                state[0], metrics = program.steps(state[0], batch)
+                jax.block_until_ready(metrics)
+                per_step = 1000 * (time.perf_counter() - start) / program.experiment.steps_per_dispatch
+                times[name] += [per_step] if number else []  # the first compiles
+    return {name: round(statistics.median(of), 1) for name, of in times.items()}
+
+
+def newton_schulz_flops(config: str, point: dict[str, Any]) -> tuple[float, float]:
+    """(of Muon's iterations, of forward and backward pass) of a step, from the shapes."""
+    e = experiment.resolve(experiment.override(cli.load_config(config), point["overrides"]))
+    e = experiment.complete(e, 128)
+    c, matrices = e.model, 0.0
+    d, f, h, g = c.model_dim, c.mlp_size, c.num_heads * c.head_size, c.kv_heads * c.head_size
+    for rows, columns in ((d, h), (d, g), (d, g), (h, d), (d, f), (f, d)):
+        short, long = sorted((rows, columns))
+        matrices += (
+            muon.ITERATIONS * 2 * (2 * short * short * long + short**3)
+        )  # x x^T, its square, their use
+    tokens = e.global_batch_size * e.data.sequence_length
+    return c.num_layers * matrices, tokens * flops.training_flops_per_token(c, e.data.sequence_length)
 
 
 def main() -> None:
@@ -81,18 +122,18 @@ def main() -> None:
         for row in read(args.tuned)
     ]
     baseline, preset = found["baseline"], found["preset, 0.6 of the tokens"]
-    wall = preset["seconds"] / baseline["seconds"]
-    print("| | tokens | loss | standard deviation | seconds |\n|---|---|---|---|---|")
+    both = {name: found[name] for name in ("baseline", "preset, 0.6 of the tokens")}
+    ms = step_ms(both, config)
+    wall = ms["preset, 0.6 of the tokens"] * preset["tokens"] / (ms["baseline"] * baseline["tokens"])
+    extra, model = newton_schulz_flops(config, preset)
+    print("| | tokens | loss | standard deviation |\n|---|---|---|---|")
     for name, f in found.items():
-        tokens = f["tokens"] / 1e6
-        print(f"| {name} | {tokens:.2f} M | {f['loss']:.4f} | {f['deviation']:.4f} | {f['seconds']:.0f} |")
-    content = record.environment("jax", "jaxlib") | {
-        "rates": rates,
-        "wall_ratio": round(wall, 3),
-        "points": found,
-    }
+        print(f"| {name} | {f['tokens'] / 1e6:.2f} M | {f['loss']:.4f} | {f['deviation']:.4f} |")
+    print(f"a step takes {ms}; to the end of both runs {wall:.2f} of the wall time")
+    print(f"Newton-Schulz: {extra / (extra + model):.1%} of the preset's FLOPs")
+    content = record.environment("jax", "jaxlib") | {"rates": rates, "points": found, "step_ms": ms}
+    content |= {"wall_ratio": round(wall, 3), "newton_schulz_share": round(extra / (extra + model), 4)}
     record.write("modern", content)
-    print(f"wall: {wall:.2f} of the baseline's")
     if preset["loss"] > baseline["loss"]:
         sys.exit("the preset has not reached the baseline's loss in 0.6 of its tokens")
 
