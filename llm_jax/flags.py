@@ -7,12 +7,10 @@ GPUs and CPUs from XLA_FLAGS. A flag that is already there stays as it is.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from platform import machine, processor
 
@@ -43,9 +41,6 @@ GPU = {
 # Devices that divide a CPU share its cores: a product on one need not use them all.
 CPU = {"xla_cpu_multi_thread_eigen": "false"}
 
-# mallopt's numbers (malloc.h): one arena, M_ARENA_MAX, since others are too small for such blocks and map
-# them; nothing mapped, M_MMAP_MAX; nothing given back, M_TRIM_THRESHOLD.
-MALLOC = {-8: 1, -4: 0, -1: -1}
 KEEP_ALL = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -65,29 +60,10 @@ def add(platform: str, flags: dict[str, str]) -> None:
 
 def overlap() -> None:
     """Sets the flags of the accelerators that jax has a plugin for."""
-    for platform, its in (("tpu", TPU), ("gpu", GPU)):
-        if platform in _plugins():
-            add(platform, its)
-
-
-def _plugins() -> list[str]:
-    """The accelerators that jax has a plugin for."""
-    cuda = any(e.name.startswith("xla_cuda") for e in importlib.metadata.entry_points(group="jax_plugins"))
-    return [*(["tpu"] if importlib.util.find_spec("libtpu") else []), *(["gpu"] if cuda else [])]
-
-
-def keep_memory() -> None:
-    """Has the C library keep the memory that it is given back, where the CPU is what computes.
-
-    XLA takes a step's temporaries anew for every dispatch, as one block; glibc maps such a block and unmaps
-    it again, and the kernel clears every page: for six layers of width 384 that is 1.2 GB a step, a seventh
-    of its time (docs/log.md). Elsewhere than on glibc nothing happens.
-    """
-    if _plugins() or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in MALLOC.items() if mallopt else ():
-        mallopt(option, value)
+    if importlib.util.find_spec("libtpu"):
+        add("tpu", TPU)
+    if any(e.name.startswith("xla_cuda") for e in importlib.metadata.entry_points(group="jax_plugins")):
+        add("gpu", GPU)
 
 
 def keep_compiled() -> None:

@@ -88,7 +88,7 @@ class MeshConfig:
 
 
 def start(config: MeshConfig, rows: int) -> MeshConfig:
-    """Sets what compilers and the C library are told; gives the config with ``cpu_devices`` chosen.
+    """Sets compiler flags and where compiled programs are kept; gives the config with ``cpu_devices`` chosen.
 
     Call before anything asks jax for a device; later it has no effect on the devices.
     rows: the number of rows of one forward pass, which the CPU devices must be able to share.
@@ -99,7 +99,6 @@ def start(config: MeshConfig, rows: int) -> MeshConfig:
     if config.overlap_flags:
         flags.overlap()
     flags.keep_compiled()
-    flags.keep_memory()
     with contextlib.suppress(RuntimeError):  # jax is already running: a notebook, or the tests
         jax.config.update("jax_num_cpu_devices", count)
     return dataclasses.replace(config, cpu_devices=count)

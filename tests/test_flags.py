@@ -114,28 +114,3 @@ def test_a_damaged_program_is_compiled_anew(tmp_path):
     for path in kept:
         path.write_bytes(path.read_bytes()[:20])
     assert run().stdout == "3\n"
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-@pytest.mark.parametrize("kept", [True, False])
-def test_temporaries_are_not_mapped_anew_for_every_dispatch(kept):
-    """A program with 64 MB of temporaries, run ten times: page faults are counted."""
-    code = f"""if True:
-        import resource
-        import jax, jax.numpy as jnp
-        from llm_jax import flags
-        if {kept}:
-            flags.keep_memory()
-        table = lambda x: jax.lax.optimization_barrier(x + jnp.zeros((4096, 1)) * jnp.arange(4096.0))
-        f = jax.jit(lambda x: jnp.sum(table(x)))
-        count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        f(1.0).block_until_ready(), f(1.0).block_until_ready()
-        before = count()
-        for _ in range(10):
-            f(1.0).block_until_ready()
-        print(count() - before)
-        """
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    faults, pages = int(done.stdout), 10 * 64 * 2**20 // os.sysconf("SC_PAGESIZE")
-    assert faults < pages / 20 if kept else faults > pages / 2
