@@ -76,8 +76,9 @@ def shakespeare(**changes: Any) -> Row:
 GPU_MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
 ROWS = {
     "shakespeare_cpu": shakespeare(),
+    # Several steps a dispatch: XLA takes its temporaries anew for each, a seventh of such a step (docs/log.md).
     "shakespeare_cpu_larger": shakespeare(
-        layers=6, width=384, heads=6, length=256, rows=16, per_dispatch=1, steps=8
+        layers=6, width=384, heads=6, length=256, rows=16, per_dispatch=4, steps=8
     ),
     "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, changes=DECODER, torch=GPU_MODES),
     "1.3b": Row("gpu", 24, 2048, 16, 2048, 16, 50_304, changes=DECODER, torch=GPU_MODES),
