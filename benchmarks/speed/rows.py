@@ -76,7 +76,7 @@ def shakespeare(**changes: Any) -> Row:
 GPU_MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
 ROWS = {
     "shakespeare_cpu": shakespeare(),
-    # Several steps a dispatch: XLA takes its temporaries anew for each, a seventh of such a step (docs/log.md).
+    # Several steps a dispatch: XLA takes its temporaries anew for each, a seventh of such a step (log).
     "shakespeare_cpu_larger": shakespeare(
         layers=6, width=384, heads=6, length=256, rows=16, per_dispatch=4, steps=8
     ),
