@@ -40,9 +40,11 @@ def run(text: str, workdir: Path, cache: Path, whole: bool = False) -> float:
     if not whole:
         command += ["--config.steps=10", "--config.schedule.warmup_steps=1", "--config.evaluation.batches=1"]
         command += ["--config.evaluation.every=0", "--config.checkpoint.every=0", "--config.samples.tokens=1"]
-    for old in ("checkpoints", "metrics", "config.json", "environment.json"):  # but not the prepared text
-        shutil.rmtree(workdir / old, ignore_errors=True)
-        (workdir / old).unlink(missing_ok=True)
+    for old in workdir.iterdir() if workdir.exists() else ():
+        if old.is_dir() and old.name != "data":  # the prepared text
+            shutil.rmtree(old)
+        elif old.is_file():
+            old.unlink()
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     start = time.perf_counter()
