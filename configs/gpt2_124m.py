@@ -2,7 +2,7 @@
 
   python scripts/train.py --config=configs/gpt2_124m.py --config.data.text=corpus/ --workdir=runs/gpt2
 
-:modern is the same with the modern preset (llm_jax/training/presets.py), at half of its tokens.
+:modern is the same with the modern preset (llm_jax/training/presets.py), at half of its tokens; not run.
 12 layers, 12 heads, width 768, context 1,024. Expected loss: not known for your text.
 Time: 5.6 hours at 500,000 tokens a second. Hardware: compiled, not run (benchmarks/compile_configs.py).
 """

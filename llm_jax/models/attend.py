@@ -135,8 +135,8 @@ def _plain(
 ) -> jax.Array:
     """softmax(q k / sqrt(head_dim) + bias) v, [b, g, r * l, k], n being r * l; the bias has no gradient.
 
-    The derivative that jax would find passes over the scores seven times; this one does so twice, since what
-    a row of them is divided by and summed up to is known from the output (FlashAttention, section 3.1).
+    With a derivative of its own, which passes over the scores less often than jax's: what a row of them is
+    divided by is kept, and its mean gradient is known from the output (FlashAttention, section 3.1).
     """
     return _plain_forward(layout, q_bgnk, k_bmgk, v_bmgk, bias_blm)[0]
 
