@@ -1,5 +1,8 @@
 """Attention kernels beside the dense one: outputs and gradients of packed rows, on any mesh."""
 
+import dataclasses
+from functools import partial
+
 import families
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import numpy as np
 
 from llm_jax.models import attend, context
 from llm_jax.models.attend import Mask, Scoring
+from llm_jax.models.transformer import Transformer
 
 ONE = families.layout_of()
 # They end inside blocks of 128; the first spans two; padding is at the end.
@@ -58,3 +62,18 @@ def check(kernel, layout, arrays, atol=2e-5, dtype=jnp.float32, **options):
     np.testing.assert_allclose(o[real], expected[real], atol=atol)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, atol=5 * atol)
+
+
+def check_model(kernel, head_dim):
+    """A model of scanned layers, whose windows are traced, gives with ``kernel`` what it gives with dense."""
+    shape = {"head_dim": head_dim, "num_heads": 2, "num_kv_heads": 1, "window": (0, 40)}
+    config = dataclasses.replace(families.DECODER, **shape, kernel=kernel)
+    dense, params = families.make(dataclasses.replace(config, kernel="dense"), families.layout_of())
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, families.VOCAB, (1, 128)))
+    places, ones = jnp.arange(128)[None], jnp.ones((1, 128), jnp.int32)
+    with jax.set_mesh(dense.layout.mesh):
+        one, other = (
+            jax.jit(partial(model.apply, {"params": params}))(tokens, places, ones)[0]
+            for model in (dense, Transformer(config, dense.layout))
+        )
+    np.testing.assert_allclose(one, other, atol=1e-4)

@@ -2,21 +2,19 @@
 flash's are compiled as far as Triton's own code without a GPU."""
 
 import dataclasses
-from functools import partial
 
 import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernels import ONE, check, inputs, run
+from kernels import ONE, check, check_model, inputs, run
 
 from llm_jax.errors import UserError
 from llm_jax.models import attend, attention, flash_kernel
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.cudnn import cudnn
 from llm_jax.models.flash import flash
-from llm_jax.models.transformer import Transformer
 
 GPU = dataclasses.replace(ONE, platform="gpu")
 ENDS = np.repeat([1, 0], [220, 36]).astype(np.int32)  # one segment a row, padded
@@ -97,18 +95,7 @@ def test_flash_becomes_triton_code():
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn"])
 def test_a_model_with_it(kernel):
-    """Scanned layers, whose windows are traced: as with the dense kernel."""
-    shape = {"head_dim": 16, "num_heads": 2, "num_kv_heads": 1, "window": (0, 40)}
-    config = dataclasses.replace(families.DECODER, **shape, kernel=kernel)
-    dense, params = families.make(dataclasses.replace(config, kernel="dense"), families.layout_of())
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, families.VOCAB, (1, 128)))
-    places, ones = jnp.arange(128)[None], jnp.ones((1, 128), jnp.int32)
-    with jax.set_mesh(dense.layout.mesh):
-        one, other = (
-            jax.jit(partial(model.apply, {"params": params}))(tokens, places, ones)[0]
-            for model in (dense, Transformer(config, dense.layout))
-        )
-    np.testing.assert_allclose(one, other, atol=1e-4)
+    check_model(kernel, 16)
 
 
 @pytest.mark.parametrize(

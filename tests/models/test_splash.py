@@ -1,20 +1,17 @@
 """Splash attention, interpreted on a CPU: it gives what the dense kernel gives, forwards and backwards."""
 
 import dataclasses
-from functools import partial
 
 import families
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from kernels import ONE, check, inputs
+from kernels import ONE, check, check_model, inputs
 
 from llm_jax.errors import UserError
 from llm_jax.models import attention
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.splash import splash
-from llm_jax.models.transformer import Transformer
 
 HEAD = 128
 TPU = dataclasses.replace(ONE, platform="tpu")
@@ -74,18 +71,7 @@ def test_along_context(options):
 
 
 def test_window_is_chosen_by_layer():
-    """Scanned layers, whose windows are traced: as with the dense kernel."""
-    shape = {"head_dim": HEAD, "num_heads": 2, "num_kv_heads": 1, "window": (0, 40)}
-    config = dataclasses.replace(families.DECODER, **shape, kernel="splash")
-    dense, params = families.make(dataclasses.replace(config, kernel="dense"), families.layout_of())
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, families.VOCAB, (1, 128)))
-    places, ones = jnp.arange(128)[None], jnp.ones((1, 128), jnp.int32)
-    with jax.set_mesh(dense.layout.mesh):
-        one, other = (
-            jax.jit(partial(model.apply, {"params": params}))(tokens, places, ones)[0]
-            for model in (dense, Transformer(config, dense.layout))
-        )
-    np.testing.assert_allclose(one, other, atol=1e-4)
+    check_model("splash", HEAD)
 
 
 @pytest.mark.parametrize(
