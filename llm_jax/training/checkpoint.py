@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,11 +54,12 @@ class Checkpointer:
         keep_every: int = 0,
         about: Mapping[str, Any] | None = None,
         verify: str = "all",
+        keep_at: Collection[int] = (),
     ) -> None:
-        """keep, keep_best, keep_every: see policy.kept; about: JSON values for every manifest. verify: "all"
-        bytes before they are restored, or "off"."""
+        """keep, keep_best, keep_every, keep_at: see policy.kept; about: JSON values for every manifest;
+        verify: "all" bytes before they are restored, or "off"."""
         self._directory, self._about = storage.resolved(directory), dict(about or {})
-        self._keep = {"newest": keep, "best": keep_best, "every": keep_every}
+        self._keep = {"newest": keep, "best": keep_best, "every": keep_every, "at": keep_at}
         self._losses: dict[int, float] | None = None
         self._intact: set[int] = set()  # verified, and by this process so far not written again
         self._verify = verify

@@ -62,7 +62,8 @@ class CheckpointConfig:
 
     every: steps between checkpoints, every_minutes: minutes between them (taken between dispatches); 0 =
     never. keep: the newest, at least 1. keep_best: so many of lowest validation loss; an evaluation that is
-    one of them is saved at once. keep_every: multiples of so many steps are saved and kept for ever.
+    one of them is saved at once. keep_every: multiples of so many steps are saved and kept for ever. at: so
+    are these steps, from which other runs go on (a sweep sets it).
 
     verify: "all" = every byte is hashed before it is restored, or "off". damaged: what to do where the newest
     checkpoint is not what was written: "stop", or "skip" = set it aside and go on from the one before.
@@ -73,6 +74,7 @@ class CheckpointConfig:
     keep: int = runtime(2)
     keep_best: int = runtime(0)
     keep_every: int = runtime(0)
+    at: tuple[int, ...] = runtime(())
     verify: str = runtime("all")
     damaged: str = runtime("stop")
 
@@ -307,6 +309,7 @@ def check_cadences(e: Experiment) -> None:
         "evaluation.every": e.evaluation.every,
         "checkpoint.every": e.checkpoint.every,
         "checkpoint.keep_every": e.checkpoint.keep_every,
+        **{f"checkpoint.at[{i}]": step for i, step in enumerate(e.checkpoint.at)},
         "samples.every": e.samples.every,
         "logging.profile (start)": e.logging.profiled[0],
         "logging.profile (stop)": e.logging.profiled[1],

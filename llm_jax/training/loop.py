@@ -109,7 +109,7 @@ def _run(
 
 def make_checkpointer(directory: RunDirectory, experiment: Experiment, about: dict[str, Any]) -> Checkpointer:
     c = experiment.checkpoint
-    return Checkpointer(directory.checkpoints, c.keep, c.keep_best, c.keep_every, about, c.verify)
+    return Checkpointer(directory.checkpoints, c.keep, c.keep_best, c.keep_every, about, c.verify, c.at)
 
 
 def final_evaluation(directory: RunDirectory) -> dict[str, Any]:

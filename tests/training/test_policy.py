@@ -14,6 +14,7 @@ def test_newest_best_and_for_ever():
     assert kept(steps, losses, newest=1, best=1) == {20, 50}
     assert kept(steps, losses, newest=1, best=2) == {20, 40, 50}
     assert kept(steps, losses, newest=1, every=30) == {30, 50}
+    assert kept(steps, losses, newest=1, at=(20, 45, 60)) == {20, 45, 50}
     assert kept(steps, losses, newest=9, best=9, every=9) == set(steps)
     assert kept([], losses, newest=2, best=2, every=10) == set()
 
@@ -31,6 +32,7 @@ def test_pruning_step_by_step_loses_nothing_that_pruning_at_the_end_keeps():
         steps = sorted(draw.sample(range(1, 100), 12))
         losses = {step: draw.choice([1.0, 2.0, 3.0, 4.0]) for step in draw.sample(steps, 8)}
         rule = {"newest": draw.randrange(1, 4), "best": draw.randrange(3), "every": draw.choice([0, 7, 10])}
+        rule["at"] = draw.sample(range(1, 100), 20)
         on_disk = set()
         for step in steps:
             on_disk = kept({*on_disk, step}, {s: losses[s] for s in on_disk | {step} if s in losses}, **rule)
@@ -49,6 +51,8 @@ def test_by_step_and_by_time():
     assert not policy.due(10)
     now = 120.0
     assert policy.due(10)
+    named = SavePolicy(CheckpointConfig(at=(30, 40)), clock=lambda: now)
+    assert [step for step in range(10, 110, 10) if named.due(step)] == [30, 40]
     never = SavePolicy(CheckpointConfig(), clock=lambda: now)
     now = 1e9
     assert not any(never.due(step) for step in range(1, 100))
