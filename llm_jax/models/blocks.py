@@ -37,7 +37,9 @@ class Block(nn.Module):
         return y_bld, kept._replace(router=router)
 
     def branch(self, x_bld: jax.Array, layer: Layer, number: int) -> jax.Array:
-        """A residual branch with its dropout and stochastic depth."""
+        """What a residual branch adds: by the config's scale, with dropout and stochastic depth."""
+        if self.config.residual_scale != 1.0:
+            x_bld = self.config.residual_scale * x_bld
         if layer.key is None:
             return x_bld
         keys = jax.random.split(jax.random.fold_in(layer.key, number))

@@ -34,8 +34,11 @@ class ModelConfig:
     mlp_dim: 0 = 4 * model_dim, or 8/3 of it, rounded up to a multiple of 8, for gated activations.
     vocab_size: 0 = the tokenizer's. max_length: 0 = data.sequence_length; the learnt position table.
     init_std: 0 = 1 / sqrt(fan_in); matrices that write to the residual stream are divided by
-    sqrt(2 * num_layers) in both cases (Radford et al. 2019). zero_init: these, and an untied head, begin at
-    0, so that every block begins as the identity (Zhang et al. 2019, Fixup, arXiv 1901.09321).
+    sqrt(2 * init_layers) in both cases (Radford et al. 2019), init_layers 0 = num_layers. zero_init: these,
+    and an untied head, begin at 0, so that every block begins as the identity (Zhang et al. 2019, Fixup,
+    arXiv 1901.09321). embedding_std: of embeddings and head, 0 = as any matrix's.
+    residual_scale, logit_scale: factors on what every residual branch adds, and on the logits before their
+    cap; training/transfer.py sets them, with embedding_std and init_layers, from width and depth.
     value_residual: a layer's values are mixed with the first layer's, by a learnt share that begins at a half
     (Zhou et al. 2024, arXiv 2410.17897, ResFormer).
     window: a pattern over layers, repeated: how far a layer looks, in tokens, 0 = everywhere; (128, 128, 0)
@@ -87,7 +90,11 @@ class ModelConfig:
     dropout: float = identity(0.0)
     stochastic_depth: float = identity(0.0, neutral=0.0)
     init_std: float = identity(0.0)
+    init_layers: int = identity(0, neutral=0)
+    embedding_std: float = identity(0.0, neutral=0.0)
     zero_init: bool = identity(False, neutral=False)
+    residual_scale: float = identity(1.0, neutral=1.0)
+    logit_scale: float = identity(1.0, neutral=1.0)
     value_residual: bool = identity(False, neutral=False)
     dtype: str = runtime("auto")
     fp8: bool = runtime(False)
@@ -126,7 +133,7 @@ class ModelConfig:
         if residual and self.zero_init:
             return 0.0
         std = self.init_std or 1.0 / math.sqrt(fan_in)
-        return std / math.sqrt(2 * self.num_layers) if residual else std
+        return std / math.sqrt(2 * (self.init_layers or self.num_layers)) if residual else std
 
 
 Carry = tuple[jax.Array, jax.Array | None]  # from layer to layer: x_bld, and the first layer's values
@@ -169,7 +176,8 @@ class Transformer(nn.Module):
             self.head = self.param("head", self._init_embedding, c.padded_vocab, "vocab", c.zero_init)
 
     def _init_embedding(self, key: jax.Array, rows: int, axis: str | None, zero: bool = False) -> jax.Array:
-        shape, std = (rows, self.config.model_dim), self.config.std(self.config.model_dim, residual=zero)
+        shape, c = (rows, self.config.model_dim), self.config
+        std = 0.0 if zero else c.embedding_std or c.std(c.model_dim)
         table, rows_cut = std * jax.random.normal(key, shape, jnp.float32), self.layout.ways("vocab_rows")
         # Whole rows where they can be dealt out: their gradients are then reduce-scattered, while libtpu
         # all-reduces those of a table that is cut across.
@@ -249,6 +257,8 @@ class Transformer(nn.Module):
             preferred_element_type=jnp.float32,
             out_sharding=self.layout.spec("batch", "length", "vocab"),
         )
+        if c.logit_scale != 1.0:
+            scores = c.logit_scale * scores
         if c.logit_softcap:
             scores = c.logit_softcap * jnp.tanh(scores / c.logit_softcap)
         real = jnp.arange(c.padded_vocab) < c.vocab_size

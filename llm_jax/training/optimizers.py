@@ -9,6 +9,7 @@ import jax
 import optax
 
 from llm_jax.config import identity, part
+from llm_jax.errors import UserError
 from llm_jax.training import moments
 from llm_jax.training.adafactor import scale_by_factored_moments
 from llm_jax.training.muon import scale_by_muon
@@ -174,6 +175,13 @@ class Optimizer(NamedTuple):
 def check(config: Section) -> None:
     """Raises UserError for rules that no parameters could make right."""
     check_rules(config.rules, config.cores())
+    for rule in config.rules:
+        owner = config if rule.optimizer == OWN else getattr(config, rule.optimizer)
+        if rule.epsilon != 1.0 and not (rule.epsilon > 0.0 and isinstance(owner, Moments)):
+            raise UserError(
+                f"config.optimizer.rules: {rule.match!r} has epsilon={rule.epsilon}, a factor above 0 on the "
+                "epsilon of Adam and AdamW; other optimizers have none: leave it out"
+            )
 
 
 def build(config: Section, schedule: optax.Schedule) -> Optimizer:
@@ -196,6 +204,8 @@ def build(config: Section, schedule: optax.Schedule) -> Optimizer:
         before, after = (mask_frozen, clip, decay), (multiply,)
     else:
         before, after = (mask_frozen, clip), (decay, multiply)
+    if any(rule.epsilon != 1.0 for rule in rules):  # m / (sqrt(v) + c eps) = (m / c) / (sqrt(v) / c + eps)
+        before = (*before, by_rule(rules, lambda u, p, rule: u / rule.epsilon))
     rate = moments.choosing(optax.scale_by_learning_rate(schedule))
     core = route(rules, config.cores())
     return Optimizer(optax.chain(optax.chain(*before), core, optax.chain(*after), rate), schedule)

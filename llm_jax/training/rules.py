@@ -24,14 +24,15 @@ class Rule:
     """For parameters whose whole name (``blocks/mlp/in``) matches: multipliers of the common values.
 
     learning_rate 0 freezes: such a parameter never moves and holds no optimiser state. optimizer: "" is
-    the section's own; else one of its secondary ones, "adamw" in Muon. The first rule that matches a
-    parameter decides; one must.
+    the section's own; else one of its secondary ones, "adamw" in Muon. epsilon: of Adam alone. The first rule
+    that matches a parameter decides; one must.
     """
 
     match: str = identity(".*")
     learning_rate: float = identity(1.0)
     weight_decay: float = identity(1.0)
     optimizer: str = identity("", neutral="")
+    epsilon: float = identity(1.0, neutral=1.0)
 
 
 def check_rules(rules: tuple[Rule, ...], optimizers: Iterable[str]) -> None:
