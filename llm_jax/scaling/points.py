@@ -69,8 +69,8 @@ def log_uniform(low: float, high: float) -> Range:
 
 
 def sobol(ranges: Mapping[str, Range], count: int, seed: int = 0) -> list[Overrides]:
-    """The first ``count`` of a Sobol sequence (Sobol' 1967), scrambled by ``seed`` (Matousek 1998): no corner of
-    the ranges is left empty, whatever the number of keys. Most even where the count is a power of 2."""
+    """The first ``count`` of a Sobol sequence (Sobol' 1967), scrambled by ``seed`` (Matousek 1998): no corner
+    of the ranges is left empty, whatever the number of keys. Most even where the count is a power of 2."""
     _check_count("sobol", count)
     from scipy.stats import qmc  # 1 s, and most config files draw nothing
 
