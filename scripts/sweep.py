@@ -7,10 +7,11 @@
 The config file has sweep() beside get_config(): a list of points, each a dict of what differs from the config
 (llm_jax/scaling/points.py). --config.KEY=VALUE sets a key in all of them. Every point is checked before the
 first one runs; each is trained by scripts/train.py in a process of its own, so that one which fails does not
-end the others, and its run directory is WORKDIR/runs/FINGERPRINT. The table of all is WORKDIR/table.csv and
-.jsonl. Several of these commands may run at once, with --index or without: none trains a point that another
-is training. Ctrl-C and SIGTERM save and say how to go on. Exit code 1: a point has failed. --emit=SCHEDULER
-writes a job that trains every point (scripts/launch.py).
+end the others, and its run directory is WORKDIR/runs/FINGERPRINT. Points that differ in ``steps`` alone share
+their beginning while their learning rates agree (llm_jax/scaling/trunks.py). The table of all is
+WORKDIR/table.csv and .jsonl. Several of these commands may run at once, with --index or without: none trains
+a point that another is training. Ctrl-C and SIGTERM save and say how to go on. Exit code 1: a point has
+failed. --emit=SCHEDULER writes a job that trains every point (scripts/launch.py).
 """
 
 import argparse
@@ -25,7 +26,7 @@ from llm_jax.planning import launch
 from llm_jax.scaling import workers
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.sweep import RUNNING, SETTLED, Sweep, describe, resolve
-from llm_jax.scaling.table import best_of
+from llm_jax.scaling.table import best_of, saving
 from llm_jax.training import signals
 from llm_jax.training.progress import say
 
@@ -69,6 +70,8 @@ def main() -> None:
             raise Stopped(f"{stop.reason} with {counted}")
     if best := best_of(rows):
         print(f"best: {sweep.points[best['index']]}: validation loss {best['loss']:.4f} nats a token")
+    if saved := saving(rows):
+        print(saved)
     print(f"{len(points)} points: {counted}; table: {sweep.path / 'table.csv'}")
     sys.exit(1 if set(states) - {*SETTLED, RUNNING} else 0)
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llm_jax.models.flops import training_flops_per_token
 from llm_jax.scaling.sweep import FINISHED, SETTLED, Point, PointDirectory, Sweep
-from llm_jax.scaling.table import Row, best_of
+from llm_jax.scaling.table import Row, best_of, step_flops
 from llm_jax.training import metrics
 from llm_jax.training.progress import clock
 from llm_jax.training.rundir import RunDirectory
@@ -41,7 +40,10 @@ class Board:
         self._bar.start()
 
     def started(self, point: Point, directory: PointDirectory) -> None:
-        goes_on = f"goes on at step {step:,}" if (step := last_step(directory.run)) else "starts"
+        step, branch = last_step(directory.run), self._sweep.branches.get(point.index)
+        goes_on = f"goes on at step {step:,}" if step else "starts"
+        if step and step == directory.run.branched().get("step"):
+            goes_on = f"branches off point {branch.trunk} at step {step:,}"
         self._say(f"{point} {goes_on}; its log: {directory.log}")
 
     def ended(self, point: Point, rows: Sequence[Row]) -> None:
@@ -75,15 +77,15 @@ class Board:
         return sum(self._sweep.status(point) in SETTLED for point in self._points)
 
     def _flops(self) -> tuple[float, float]:
-        """Of all points of this process: those done, and those still to do."""
+        """Of all points of this process: those done, and those still to do. What a point has from another
+        is neither."""
         done = left = 0.0
         for point in self._points:
             e, directory = self._sweep.complete(point), self._sweep.directory(point)
-            length = e.data.sequence_length
-            a_step = e.global_batch_size * length * training_flops_per_token(e.model, length)
-            step = e.steps if directory.status() in SETTLED else last_step(directory.run)
-            done += a_step * step
-            left += a_step * (e.steps - step)
+            begin = self._sweep.steps_of_others(point)
+            step = e.steps if directory.status() in SETTLED else max(last_step(directory.run), begin)
+            done += step_flops(e) * (step - begin)
+            left += step_flops(e) * (e.steps - step)
         return done, left
 
     def _eta(self) -> str:

@@ -5,7 +5,7 @@
     runs/FINGERPRINT/      the run directory of a point, as of any run
     table.jsonl, .csv      one line a point, see table.py
 
-Nothing here asks jax for a device: these belong to the points.
+Nothing here asks jax for a device but the CPU: the others belong to the points.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from llm_jax import config as configs
 from llm_jax import storage
 from llm_jax.errors import UserError
+from llm_jax.scaling import trunks
 from llm_jax.scaling.points import Overrides
 from llm_jax.text import shards
 from llm_jax.text.prepare import Say, prepare, recipe_of
@@ -195,7 +197,7 @@ class Sweep:
 
     def complete(self, point: Point) -> Experiment | None:
         """With what the data decide; None before they are there. Raises UserError where they do not fit."""
-        header = self._header(point)
+        header = self.header(point)
         try:
             return experiments.complete(point.experiment, header["vocab_size"]) if header else None
         except UserError as error:
@@ -203,14 +205,15 @@ class Sweep:
 
     def fingerprint(self, point: Point) -> str | None:
         """The one that its run writes to config.json; None before its data are there."""
-        header, init = self._header(point), point.experiment.init_from
+        header, init = self.header(point), point.experiment.init_from
         if header and point.index not in self._fingerprints:
             hashes = {"data": shards.content_id(header)}
             hashes |= {"init": Source.find(storage.path(init)).hash} if init else {}
             self._fingerprints[point.index] = configs.fingerprint(self.complete(point), **hashes)
         return self._fingerprints.get(point.index)
 
-    def _header(self, point: Point) -> dict[str, Any] | None:
+    def header(self, point: Point) -> dict[str, Any] | None:
+        """Of its token shards; None before they are there."""
         directory = self.shards(point)
         if directory not in self._headers and (directory / shards.HEADER).exists():
             self._headers[directory] = shards.read_header(directory)
@@ -238,12 +241,27 @@ class Sweep:
             lock.close()
         return self.status(point)
 
+    @cached_property
+    def branches(self) -> dict[int, trunks.Branch]:
+        """{index of a point: where it leaves the run of a longer one}."""
+        return trunks.plan([point.experiment for point in self.points])
+
+    def steps_of_others(self, point: Point) -> int:
+        """How many of its first steps another point has made, or will."""
+        run, branch = self.directory(point).run, self.branches.get(point.index)
+        if run.config.exists():
+            return run.branched().get("step", 0)
+        return branch.step if branch else 0
+
     def write_config(self, point: Point, directory: PointDirectory) -> None:
         """The config of a point for scripts/train.py: whole, so that nothing which happens to the config file
         while the sweep runs can reach it. For the process that holds its lock."""
         e = point.experiment
         data = dataclasses.replace(e.data, shards=str(storage.resolved(self.shards(point))))
-        content = {"config": configs.to_dict(dataclasses.replace(e, data=data))}
+        left_at = {branch.step for branch in self.branches.values() if branch.trunk == point.index}
+        checkpoint = dataclasses.replace(e.checkpoint, at=tuple(sorted(left_at.union(e.checkpoint.at))))
+        whole = dataclasses.replace(e, data=data, checkpoint=checkpoint)
+        content = {"config": configs.to_dict(whole)}
         storage.remove_leftovers(directory.path)
         directory.outcome.unlink(missing_ok=True)
         storage.write_text(directory.config, configs.dumps(content, indent=1) + "\n")

@@ -1,18 +1,32 @@
 """The run table of a sweep: one line a point, as JSON lines and as CSV.
 
 A function of what is on disk: after any kill and rerun it is the same, byte for byte, but for the columns
-``time`` (wall clock, and the number of attempts) and ``device``, which stand apart. In the CSV their names,
-and those of ``overrides``, are dotted: ``time.tokens_per_second``, ``overrides.model.model_dim``.
+``time`` (wall clock of all steps, whoever made them, and the number of attempts) and ``device``, which stand
+apart. In the CSV their names, and those of ``overrides``, are dotted: ``time.tokens_per_second``,
+``overrides.model.model_dim``.
 
     status                    waiting, unfinished, finished, diverged (its loss is not a number), failed
     error                     what a failed point, or one that diverged and stopped for it, said last
     parameters                of the model, as they are stored: the vocabulary padded
-    non_embedding_parameters  without token and position embeddings; an untied head counts
+    embedding_parameters      of tokens and positions; head_parameters: of a head that is not tied, else 0;
+                              rest_parameters: of blocks and norms
+    non_embedding_parameters  head and rest
+    matmul_parameters         those that multiply every token: matrices of blocks, of experts those of a token,
+                              and the head, tied or not
     steps, skipped_steps      steps made; those among them that changed nothing, for a bad gradient
     tokens, training_flops    of these steps, a multiply-add being 2; training_flops_causal: with the half of
                               attention that a causal mask leaves (a decoder alone)
+    unique_tokens, epochs     those of its tokens that differ: no more than the training text has, by the
+                              weights of its sources; how often they were read
+    batch_sequences           rows of a step; batch_tokens: their tokens
+    optimizer, learning_rate  its name and peak rate; weight_decay; warmup_steps; schedule: its name;
+                              decay_share: of all steps, where a schedule has it (wsd); seed
     loss, best_loss           validation, nats a token: the last evaluation and the lowest one
+    loss_se                   standard error of the last one, by evaluation batches (training/evaluate.py): as
+                              an estimate for all such text; what seeds change is not in it
     bits_per_byte             of the last evaluation, where the text of a token is known (a decoder alone)
+    branched_from             fingerprint of the longer run that made its first steps, branched_at of them;
+                              saved_flops: of these, which are in training_flops but were spent once
 
 What is not known, or not a number, is null, and empty in the CSV.
 """
@@ -27,10 +41,13 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
+from llm_jax import config as configs
 from llm_jax import storage
 from llm_jax.errors import UserError
-from llm_jax.models.flops import training_flops_per_token
+from llm_jax.models.flops import matmul_parameters, training_flops_per_token
+from llm_jax.models.transformer import ModelConfig
 from llm_jax.scaling.sweep import FAILED, FINISHED, SETTLED, Point, Sweep
+from llm_jax.text import shards
 from llm_jax.training import metrics
 from llm_jax.training.checkpoint import Source, complete_steps
 from llm_jax.training.experiment import Experiment
@@ -39,10 +56,24 @@ from llm_jax.training.rundir import RunDirectory
 
 Row = dict[str, Any]
 APART = {"time": ("seconds", "tokens_per_second", "attempts"), "device": ("kind", "count")}
-COUNTS = ("parameters", "non_embedding_parameters", "steps", "skipped_steps", "tokens", "training_flops")
-RESULTS = ("training_flops_causal", "loss", "best_loss", "bits_per_byte")
+GROUPS = ("", "embedding_", "head_", "rest_", "non_embedding_", "matmul_")
+SIZES = tuple(f"{group}parameters" for group in GROUPS)
+WORK = ("steps", "skipped_steps", "tokens", "training_flops", "training_flops_causal")
+TEXT = ("unique_tokens", "epochs")
+RECIPE = {  # column: key of the config
+    "batch_sequences": "global_batch_size",
+    "optimizer": "optimizer.name",
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "schedule": "schedule.name",
+    "warmup_steps": "schedule.warmup_steps",
+    "decay_share": "schedule.decay_share",
+    "seed": "seed",
+}
+RESULTS = ("loss", "loss_se", "best_loss", "bits_per_byte")
+BRANCH = ("branched_from", "branched_at", "saved_flops")
 UNKNOWN = {
-    **dict.fromkeys((*COUNTS, *RESULTS)),
+    **dict.fromkeys((*SIZES, *WORK, *TEXT, *RECIPE, "batch_tokens", *RESULTS, *BRANCH)),
     **{name: dict.fromkeys(keys) for name, keys in APART.items()},
 }
 
@@ -86,52 +117,90 @@ def read(sweep: Sweep, point: Point) -> Row:
         "overrides": point.overrides,
         **UNKNOWN,
     }
+    if directory is None or not directory.run.config.exists():
+        return row
     try:
-        return row | (numbers(directory.run) if directory and directory.run.config.exists() else {})
+        return row | numbers(directory.run, sweep.header(point))
     except UserError as damage:
         return row | {"status": FAILED, "error": str(damage)}
 
 
-def numbers(run: RunDirectory) -> Row:
-    """What the directory of a run that has begun says of it."""
+def numbers(run: RunDirectory, header: dict[str, Any]) -> Row:
+    """What the directory of a run that has begun says of it. header: of its token shards."""
     e, story = run.stored(), metrics.read(run.metrics)
+    made = work(e, story)
     apart = {"time": times(story), "device": device(run)}
-    return {**parameters(run), **work(e, story), **losses(story), **apart}
+    return {
+        **parameters(run, e.model),
+        **made,
+        **text(e, header, made["tokens"]),
+        **recipe(e),
+        **losses(story),
+        **branch(run, e),
+        **apart,
+    }
 
 
-def parameters(run: RunDirectory) -> Row:
+def parameters(run: RunDirectory, model: ModelConfig) -> Row:
     """Counted in the newest checkpoint, where there is one."""
     if not complete_steps(run.checkpoints):
         return {}
     sizes = {name: math.prod(shape) for name, (shape, _) in Source.find(run.path).arrays.items()}
-    inner = [size for name, size in sizes.items() if name not in ("embedding", "position_embedding")]
-    return {"parameters": sum(sizes.values()), "non_embedding_parameters": sum(inner)}
+    total, head = sum(sizes.values()), sizes.get("head", 0)
+    embedding = sizes["embedding"] + sizes.get("position_embedding", 0)
+    rest = total - embedding - head
+    counts = total, embedding, head, rest, head + rest, matmul_parameters(model)
+    return dict(zip(SIZES, counts, strict=True))
 
 
 def work(e: Experiment, story: list[Record]) -> Row:
     """Steps, tokens and FLOPs. e: complete."""
     steps = [record for record in story if record["kind"] == "train"]
-    length = e.data.sequence_length
-    tokens = len(steps) * e.global_batch_size * length
-    flops = {causal: tokens * training_flops_per_token(e.model, length, causal) for causal in (False, True)}
     return {
         "steps": len(steps),
         "skipped_steps": sum(int(record["skipped"]) for record in steps),
-        "tokens": tokens,
-        "training_flops": flops[False],
-        "training_flops_causal": flops[True] if e.model.causal else None,
+        "tokens": len(steps) * batch_tokens(e),
+        "training_flops": len(steps) * step_flops(e),
+        "training_flops_causal": len(steps) * step_flops(e, causal=True) if e.model.causal else None,
     }
+
+
+def batch_tokens(e: Experiment) -> int:
+    return e.global_batch_size * e.data.sequence_length
+
+
+def step_flops(e: Experiment, causal: bool = False) -> float:
+    return batch_tokens(e) * training_flops_per_token(e.model, e.data.sequence_length, causal)
+
+
+def text(e: Experiment, header: dict[str, Any], tokens: int) -> Row:
+    """How many of the tokens read differ: each source's share of them, or all that it has."""
+    whole, unique = sum(source.weight for source in e.data.mixture), 0
+    for source in e.data.mixture:
+        there = header["splits"][shards.split_name(shards.TRAIN, source.name)]["tokens"]
+        unique += min(round(tokens * source.weight / whole), there)
+    return {"unique_tokens": unique, "epochs": tokens / unique if unique else None}
+
+
+def recipe(e: Experiment) -> Row:
+    """What was chosen for the run, as a law of learning rates and batches needs it."""
+    values = dict(configs.leaves(e))
+    return {name: values.get(key) for name, key in RECIPE.items()} | {"batch_tokens": batch_tokens(e)}
 
 
 def losses(story: list[Record]) -> Row:
     found = metrics.evaluations(story)
     last = found[-1] if found else {}
     known = [record["loss"] for record in found if record["loss"] is not None]
-    return {
-        "loss": last.get("loss"),
-        "best_loss": min(known, default=None),
-        "bits_per_byte": last.get("bits_per_byte"),
-    }
+    return {name: last.get(name) for name in RESULTS} | {"best_loss": min(known, default=None)}
+
+
+def branch(run: RunDirectory, e: Experiment) -> Row:
+    """What of the run another one made."""
+    origin = run.branched()
+    if not origin:
+        return {}
+    return dict(zip(BRANCH, (origin["from"], origin["step"], origin["step"] * step_flops(e)), strict=True))
 
 
 def times(story: list[Record]) -> Row:
@@ -155,6 +224,16 @@ def best_of(rows: Iterable[Row]) -> Row | None:
     """The finished point of lowest loss at its end."""
     finished = [row for row in rows if row["status"] == FINISHED]
     return min(finished, key=lambda row: row["loss"], default=None)
+
+
+def saving(rows: Iterable[Row]) -> str:
+    """In words, what trunks have saved; "" for nothing."""
+    branched = [row["saved_flops"] for row in rows if row["saved_flops"]]
+    if not branched:
+        return ""
+    saved, whole = sum(branched), sum(row["training_flops"] or 0.0 for row in rows)
+    share = f"{saved:.3g} of {whole:.3g} FLOPs ({saved / whole:.0%})"
+    return f"{len(branched)} points branched off longer ones, which saved {share}"
 
 
 def to_csv(rows: list[Row]) -> str:

@@ -19,11 +19,13 @@ from typing import IO
 
 from llm_jax import storage
 from llm_jax.errors import UserError
+from llm_jax.scaling import trunks
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.sweep import (
     DIVERGED,
     FAILED,
     FINISHED,
+    RUNNING,
     SETTLED,
     UNFINISHED,
     Point,
@@ -58,9 +60,9 @@ def run(
                 if not stop.reason and (worker := start_next(sweep, waiting, share(slot, count), program)):
                     workers[slot] = worker
                     board.started(worker.point, worker.directory)
-            if workers:
+            if workers or any(must_wait(sweep, point, waiting) for point in waiting):
                 patience = time.monotonic() + GRACE_SECONDS
-            elif not waiting or stop.reason or time.monotonic() > patience:
+            if not workers and (not waiting or stop.reason or time.monotonic() > patience):
                 return rows
             time.sleep(POLL_SECONDS)
             if stop.reason and not stopping:
@@ -85,6 +87,8 @@ def start_next(sweep: Sweep, waiting: list[Point], cores: set[int], program: Pat
     """A worker on the first point that is free; it leaves ``waiting``, as those do that are settled. One that
     is being run elsewhere stays, so that it is taken over should the process there end."""
     for point in list(waiting):
+        if must_wait(sweep, point, waiting):
+            continue
         directory = sweep.directory(point)
         directory.make()
         lock = storage.lock(directory.lock)
@@ -94,9 +98,35 @@ def start_next(sweep: Sweep, waiting: list[Point], cores: set[int], program: Pat
         if directory.status() in SETTLED:
             lock.close()
             continue
+        branch_off(sweep, point)
         sweep.write_config(point, directory)
         return Worker(point, directory, lock, program, cores)
     return None
+
+
+def must_wait(sweep: Sweep, point: Point, waiting: Sequence[Point]) -> bool:
+    """Whether a point that has not begun is to branch off a run that is on its way to there, or will be: it
+    trains here or elsewhere, or is among ``waiting``. Once it has ended, or where nobody runs it, the point
+    starts without it."""
+    branch = sweep.branches.get(point.index)
+    if branch is None or sweep.directory(point).run.path.exists():
+        return False
+    trunk = sweep.points[branch.trunk]
+    if trunks.is_there(sweep.directory(trunk).run, branch.step) or sweep.status(trunk) in SETTLED:
+        return False
+    return any(other.index == trunk.index for other in waiting) or sweep.status_now(trunk) == RUNNING
+
+
+def branch_off(sweep: Sweep, point: Point) -> None:
+    """Gives a point that has not begun the beginning of its trunk, if that is there. For the process that
+    holds its lock."""
+    branch, run = sweep.branches.get(point.index), sweep.directory(point).run
+    if branch is None or run.path.exists():
+        return
+    trunk = sweep.directory(sweep.points[branch.trunk]).run
+    if trunks.is_there(trunk, branch.step):
+        with suppress(UserError):  # a trunk that is damaged: the point is trained alone
+            trunks.graft(trunk, branch.step, run, point.experiment.steps)
 
 
 def share(slot: int, count: int) -> set[int]:

@@ -70,6 +70,10 @@ class RunDirectory:
         return self.path / "environment.json"
 
     @property
+    def branch(self) -> Path:
+        return self.path / "branch.json"
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 
@@ -130,7 +134,10 @@ class RunDirectory:
 
         mesh: its shape; data, init: content hashes of the shards, and of the checkpoint of a warm start.
         """
-        hashes = {"data": data} | ({"init": init} if init else {})
+        self._write_content(experiment, {"data": data} | ({"init": init} if init else {}))
+        storage.write_text(self.environment, configs.dumps(environment(mesh), indent=1) + "\n")
+
+    def _write_content(self, experiment: Experiment, hashes: Mapping[str, str]) -> None:
         content = {
             "fingerprint": configs.fingerprint(experiment, **hashes),
             **hashes,
@@ -138,7 +145,21 @@ class RunDirectory:
         }
         content |= {"sha256": _seal(content)}
         storage.write_text(self.config, configs.dumps(content, indent=1) + "\n")
-        storage.write_text(self.environment, configs.dumps(environment(mesh), indent=1) + "\n")
+
+    def branch_off(self, trunk: RunDirectory, step: int, steps: int) -> None:
+        """Writes who this run is, one of ``steps`` that goes on from step ``step`` of another: branch.json,
+        and the config and environment of ``trunk``, so that what was chosen at its first start holds here."""
+        content = trunk._content()
+        origin = {"from": content["fingerprint"], "step": step}
+        storage.write_text(self.branch, json.dumps(origin, indent=1) + "\n")
+        storage.write_text(self.environment, trunk.environment.read_text())
+        hashes = {key: content[key] for key in ("data", "init") if key in content}
+        self._write_content(dataclasses.replace(trunk.stored(), steps=steps), hashes)
+
+    def branched(self) -> dict[str, Any]:
+        """``from``, the fingerprint of the run whose beginning this one has, and the ``step`` up to which; {}
+        for a run that made all its steps."""
+        return json.loads(self.branch.read_text()) if self.branch.exists() else {}
 
     def moved(self, mesh: Mapping[str, int]) -> str:
         """What a run that goes on gives up because it no longer runs where it did; "" for nothing."""
