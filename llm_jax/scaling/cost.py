@@ -50,16 +50,6 @@ class Fleet:
             raise UserError(f"{count} chips: give 1 or more")
         return cls(name, device, count)
 
-    @classmethod
-    def within(cls, name: str, flops: float, seconds: float, mfu: float) -> Fleet:
-        """The fewest chips of a kind that make so many FLOPs in a time."""
-        device, counted = hardware.named(name)
-        if counted:
-            raise UserError(
-                f"{name} says how many chips: to count them by a time, name the chip alone, as v5p"
-            )
-        return cls(name, device, math.ceil(flops / (seconds * cls(name, device, 1).speed(mfu))))
-
     def speed(self, mfu: float) -> float:
         """FLOP/s of them all. mfu: the share of the peak that the model's own FLOPs make up."""
         if not 0 < mfu <= 1:
@@ -100,6 +90,14 @@ class Cost:
     dollars: float | None
     kwh: float | None
     kg_co2: float | None
+
+
+def fewest(name: str, flops: float, days: float, mfu: float) -> int:
+    """Chips of a kind that make so many FLOPs in a time. Raises UserError for a name that counts them."""
+    device, counted = hardware.named(name)
+    if counted:
+        raise UserError(f"{name} says how many chips: to count them by a time, name the chip alone, as v5p")
+    return math.ceil(flops / (days * DAY * Fleet(name, device, 1).speed(mfu)))
 
 
 def of(flops: float, fleet: Fleet, rates: Rates) -> Cost:

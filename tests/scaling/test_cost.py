@@ -78,14 +78,14 @@ def test_fleets_that_are_not_clear(name, chips, words):
 
 @pytest.mark.parametrize("kind", ["H100", "v3", "tpu7x"])
 def test_the_fewest_chips_that_are_in_time(kind):
-    fleet = Fleet.within(kind, 1e23, 30 * DAY, 0.4)
-    assert cost.of(1e23, fleet, Rates()).seconds <= 30 * DAY
-    assert cost.of(1e23, Fleet.parse(kind, fleet.chips - 1), Rates()).seconds > 30 * DAY
+    chips = cost.fewest(kind, 1e23, 30, 0.4)
+    assert cost.of(1e23, Fleet.parse(kind, chips), Rates()).seconds <= 30 * DAY
+    assert cost.of(1e23, Fleet.parse(kind, chips - 1), Rates()).seconds > 30 * DAY
 
 
 def test_a_slice_is_not_counted_again():
     with pytest.raises(UserError, match="name the chip alone"):
-        Fleet.within("v4-128", 1e23, 30 * DAY, 0.4)
+        cost.fewest("v4-128", 1e23, 30, 0.4)
 
 
 def test_energy_and_carbon():
