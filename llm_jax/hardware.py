@@ -91,7 +91,7 @@ def named(name: str) -> tuple[Chip, int | None]:
     kind, _, count = name.lower().rpartition("-")
     if not count.isdecimal():
         kind, count = name.lower(), ""
-    gpu = not count and _GPUS.fullmatch(name.upper())
+    gpu = _GPUS.fullmatch(name.upper())
     device, counted = _TPUS.get(kind, (name.upper().replace("-", " ").replace("PCIE", "PCIe"), 0))
     chip = lookup(device) if gpu or kind in _TPUS else None
     if chip is None:
