@@ -7,16 +7,17 @@ not have to be right about one.
     log loss  the noise of a loss is about proportional to it, and the valley of E + A/N^alpha + B/D^beta
               is nearer to a parabola in log L than in L, by the term of fourth order
     window    a parabola is a worse picture of a wider valley (arXiv 2603.22339). Sizes within a factor
-              WINDOW of the best one are fitted, and at least the LEAST nearest. On 9 sizes within +-16x and
-              a truth with alpha/beta 0.5 this takes the error of N* from -27% to -11%, on centred ones
-              with alpha = beta it is 1% at most either way; a factor of 4 costs more noise than it saves
+              WINDOW of the best one are fitted, and at least the LEAST nearest. Where alpha/beta is 0.5 and
+              9 sizes go to +-16x, N* is 15% low instead of 23%, and 8% for sizes of +-4x; where they are
+              equal 1% at most. A factor of 4 in place of 8 costs more in noise than it takes from this
     compute   real runs miss their budget by a few percent, and 3% of C is worth 0.2 to 0.4% of loss:
               losses are moved to the budget's C along the slope of the frontier, tokens in proportion
-    E         three minima cannot tell E from gamma, and two say nothing of it. A power law without E is 1 to
-              1.6% low at 3x the largest of 3 budgets, a free E is 0.7% either way for noise of 0.3%.
-              So E has a prior: its share of the lowest loss is 0.4 +- 0.25 (E_SHARE). That is never much
-              worse than the better of the two, gives way as minima become many or exact, and leaves two of
-              them with a share of 0.4. A bare E of few budgets is this prior: look at the interval.
+    E         three minima hardly tell E from gamma, and two say nothing of it. At 3x the largest of 3 budgets
+              (sqrt 10 apart, noise 0.3%) a power law without E is 0.7 to 1.6% off and a free E 0.5 to 0.8%;
+              with noise of 1% a free E is at 10x 1.8 to 4.5% off, and a log-log parabola 6%. So E has a
+              prior: its share of the lowest loss is 0.4 +- 0.25 (E_SHARE). This is within 0.1% of the better
+              one in the first case and 2.0 to 3.1% in the second, gives way as minima become many or exact,
+              and leaves two of them with 0.4. A bare E of few budgets is this prior: see its interval.
 """
 
 from __future__ import annotations
@@ -171,9 +172,8 @@ def _curves(runs: Runs, tolerance: float) -> Iterator[_Curve]:
         over = np.log(runs.flops[group]) - level
         log_params, log_loss = np.log(runs.params[group]), np.log(runs.loss[group]) - slope * over
         centre = log_params[np.argmin(log_loss)]
-        away = np.abs(log_params - centre)
-        nearest = np.unique(away)[:LEAST][-1]
-        near = away <= max(np.log(WINDOW), nearest) + 1e-9
+        nearest = np.sort(np.abs(np.unique(log_params) - centre))[:LEAST]
+        near = np.abs(log_params - centre) <= max(np.log(WINDOW), nearest[-1]) + 1e-9
         x, log_tokens = log_params[near] - centre, (np.log(runs.tokens[group]) - over)[near]
         line = np.polyfit(x, log_tokens, 1) if np.ptp(x) > 0 else np.array([-1.0, log_tokens[0]])
         yield _Curve(float(np.exp(level)), group[near], centre, x, slope * over[near], line)
@@ -242,6 +242,7 @@ def _losses(x: np.ndarray, loss: np.ndarray, w: np.ndarray, noise: float) -> tup
     """E, K, gamma [repeats] of E + K C^-gamma: a grid over E's share of the lowest loss, then finer ones
     about its best point, with a line in logs at each."""
     lowest = np.min(np.where(w > 0, loss, np.inf), -1)[:, None]
+    lowest[np.isinf(lowest)] = np.nan
 
     def lines(share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rest = np.where(w > 0, loss, lowest)[:, None] - (share * lowest)[..., None]

@@ -16,7 +16,7 @@ from llm_jax.errors import UserError
 from llm_jax.scaling.runs import FLOPS_PER, Runs
 
 HORIZON = 0.3  # Bjorck et al. 2024, arXiv 2409.19913: the best rate falls by about the 0.3rd power of tokens
-NEAR = 4.0  # rates within this factor of the best one are fitted: further up a valley is no parabola
+NEAR = 3.0  # rates within this factor of the best one are fitted: further up they diverge
 LEAST = 3  # and at least so many
 
 
@@ -195,8 +195,8 @@ def _scale(found: list[Best], what: str, of: tuple[str, ...]) -> Scale:
         "tokens": np.log([best.tokens for best in found]),
     }
     logs["flops"] = logs["params"] + logs["tokens"]
-    x = np.stack([np.ones(len(found)), *(logs[name] - logs[name].mean() for name in of)], -1)
-    if np.linalg.matrix_rank(x, 1e-3) < x.shape[1]:
+    x = np.stack([np.ones(len(found)), *(logs[name] for name in of)], -1)
+    if len(found) <= len(of) or np.linalg.matrix_rank(x - [0, *x[:, 1:].mean(0)], 1e-3) < x.shape[1]:
         raise UserError(
             f"{len(found)} pairs of N and D cannot tell how the {what} depends on {' and '.join(of)}: "
             "vary each by itself, or fit of=('flops',)"
@@ -205,14 +205,14 @@ def _scale(found: list[Best], what: str, of: tuple[str, ...]) -> Scale:
     power = dict(zip(of, map(float, slopes), strict=True))
     shared = power.pop("flops", 0.0)
     p, q = power.get("params", shared), power.get("tokens", shared)
-    return Scale(math.exp(level - p * logs["params"].mean() - q * logs["tokens"].mean()), p, q)
+    return Scale(math.exp(level), p, q)
 
 
 def _valley(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float, bool]:
     """Lowest point of the parabola of y in x near the least y, and whether it is inside; else the least y."""
     best = y.argmin()
-    away = np.abs(x - x[best])
-    near = away <= max(np.log(NEAR), np.unique(away)[:LEAST][-1]) + 1e-9
+    nearest = np.sort(np.abs(np.unique(x) - x[best]))[:LEAST]
+    near = np.abs(x - x[best]) <= max(np.log(NEAR), nearest[-1]) + 1e-9
     if len(np.unique(x[near])) >= LEAST:
         a, b, c = np.polyfit(x[near] - x[best], y[near], 2, w=np.sqrt(w[near]))
         at = x[best] - b / (2 * a) if a > 0 else np.inf
