@@ -268,7 +268,7 @@ def use_lines(found: Use) -> Iterator[str]:
 
 
 def constrained_lines(best: Constrained) -> Iterator[str]:
-    if best.epochs == 1:
+    if best.epochs < 1.001:
         yield f"{best.unique:.4g} unique tokens are enough for one pass"
         return
     yield f"with {best.unique:.4g} unique tokens:"
