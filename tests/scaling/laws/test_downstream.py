@@ -65,6 +65,15 @@ def test_a_loss_that_jumps_is_not_explained_either():
     assert not found.of_the_metric
 
 
+def test_both_the_jump_and_the_rest_must_be_explained():
+    learnt = downstream.Sigmoid(0.0, 1.0, 3.0, 0.5)
+    jump = learnt.accuracy(SMOOTH) + np.where(np.arange(13) > 10, 0.25, 0.0)
+    found = downstream.emergence(FLOPS, SMOOTH, jump, learnt.accuracy)
+    assert found.explained > 0.9 and found.share < 0.8 and not found.of_the_metric
+    above = downstream.emergence(FLOPS, SMOOTH, exact(SMOOTH) + 0.3, exact)
+    assert above.share > 0.8 and above.explained < 0.9 and not above.of_the_metric
+
+
 def test_order_does_not_matter():
     back = slice(None, None, -1)
     found = downstream.emergence(FLOPS[back], SMOOTH[back], exact(SMOOTH)[back], exact)

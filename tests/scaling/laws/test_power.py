@@ -46,8 +46,8 @@ def test_refit_gives_the_spread_of_the_noise():
     assert again.loss(1e9, np.array([1e10, 1e11])).shape == (100, 2)
     others = [power.fit(table(noise=0.003, seed=seed)).a for seed in range(1, 25)]
     assert np.std(again.a) == pytest.approx(np.std(others), rel=0.5)
-    one = power.refit(law, runs, np.ones((1, 36)), 1.1 * runs.loss[None])
-    assert one.loss(1e8, 1e10)[0] == pytest.approx(1.1 * law.loss(1e8, 1e10), rel=1e-3)
+    two = power.refit(law, runs, np.ones((2, 36)), np.stack([runs.loss, 1.1 * runs.loss]))
+    np.testing.assert_allclose(two.loss(1e8, 1e10) / law.loss(1e8, 1e10), (1, 1.1), rtol=1e-3)
 
 
 def test_trends_where_the_other_is_ample():

@@ -80,6 +80,36 @@ def test_an_optimum_at_the_edge_is_not_interior():
     assert not tuning.optima(two)[0].interior
 
 
+def test_optima_at_the_edge_do_not_count_where_others_are_enough():
+    cells = [(n, d) for n in (*SIZES, 6.4e7) for d in TOKENS]
+    runs = grid(batches=(0,), cells=cells)
+    best = tuning.STEP_LAW.rate(runs.params, runs.tokens)
+    cut = runs.take(~((runs.params == 1e6) & (runs.columns["lr"] > 0.7 * best)))
+    assert sum(b.interior for b in tuning.optima(cut)) == 6
+    assert tuning.fit(cut).lr.params == pytest.approx(-0.713, abs=1e-6)
+
+
+def test_the_best_rate_is_that_of_the_best_batch():
+    """The best rate goes with the root of the batch here, and no batch tried is the best one."""
+    rows = []
+    for batch in (1.0, 4.0, 16.0):
+        for lr in 0.1 * 2 ** (0.5 * np.arange(-6, 10)):
+            valley = 0.02 * np.log(lr / (0.1 * batch**0.5)) ** 2 + 0.01 * np.log(batch / 6.0) ** 2
+            rows.append((lr, batch, 3 * np.exp(valley)))
+    lr, batch, loss = np.array(rows).T
+    ones = np.ones(len(lr))
+    best = tuning.optima(Runs(ones, ones, ones, loss, {"lr": lr, "batch_tokens": batch}))[0]
+    assert best.interior and best.batch == pytest.approx(6) and best.rate == pytest.approx(0.1 * 6**0.5)
+
+
+def test_how_often_a_run_was_drawn_counts():
+    runs = grid(batches=(0,), noise=0.01).take(np.arange(9))
+    twice = np.where(np.arange(9) == 3, 2.0, 1.0)
+    again = runs.take(np.r_[np.arange(9), 3])
+    assert tuning.optima(runs, weights=twice)[0].rate == pytest.approx(tuning.optima(again)[0].rate)
+    assert tuning.optima(runs, weights=twice)[0].rate != pytest.approx(tuning.optima(runs)[0].rate, rel=1e-4)
+
+
 def test_a_divergence_far_up_the_valley_does_not_matter():
     runs = grid(batches=(0,))
     high = runs.columns["lr"] > 3.9 * tuning.STEP_LAW.rate(runs.params, runs.tokens)
