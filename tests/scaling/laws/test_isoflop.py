@@ -150,8 +150,8 @@ def test_refit_equals_fit_for_each_repeat():
 
 
 def test_a_parametric_bootstrap_knows_the_spread():
-    """Spread of 200 refits to redrawn noise, beside that of 100 sweeps with noise of their own."""
-    laws = [isoflop.fit(sweep(BUDGETS[:5], noise=0.003, seed=seed)) for seed in range(100)]
+    """Spread of 200 refits to redrawn noise, beside that of 80 sweeps with noise of their own."""
+    laws = [isoflop.fit(sweep(BUDGETS[:5], noise=0.003, seed=seed)) for seed in range(80)]
     runs = sweep(BUDGETS[:5], noise=0.003, seed=1)
     fitted = isoflop.fitted(runs)
     noise = np.random.default_rng(0).standard_normal((200, len(runs)))
