@@ -21,9 +21,7 @@ def matmul_parameters(c: ModelConfig) -> int:
     return c.num_layers * (attention + feed_forward) + c.model_dim * c.padded_vocab
 
 
-def training_flops_per_token(
-    c: ModelConfig, length: int, causal: bool = False, scored: float = 1.0
-) -> float:
+def training_flops_per_token(c: ModelConfig, length: int, causal: bool = False, scored: float = 1.0) -> float:
     """Forward and backward FLOPs a token at rows of ``length``; a multiply-add is 2.
 
     The backward pass costs twice the forward pass. Attention scores and their use cost 2 * 2 * length *
@@ -70,5 +68,5 @@ def _of_equation(equation: Any) -> int:
         raise UserError(f"the products of {name} cannot be counted; trace with model.kernel='dense'")
     if name == "cond":
         return max(inner)
-    times = {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}
-    return times.get(name, lambda: 1)() * sum(inner)
+    times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+    return times * sum(inner)
