@@ -27,6 +27,10 @@ from llm_jax.training.rundir import RunDirectory
 KEPT = 2  # newest bad steps whose checkpoints stay; older ones are replayed from what the run still has
 
 
+class GivenUp(UserError):
+    """A run has had as many bad steps in a row as its guard has patience."""
+
+
 @dataclass(frozen=True)
 class BadStep:
     """Numbers of a bad step, as they were; step counts from 1, as in the metrics.
@@ -97,7 +101,7 @@ class BadSteps:
     ) -> str | None:
         """A line to be shown where a streak begins. grad_squares: of this step, as ``norms.squares`` gives.
 
-        Raises UserError where the streak is as long as the guard's patience.
+        Raises GivenUp where the streak is as long as the guard's patience.
         """
         in_row = int(values["bad_in_row"])
         if in_row == 1:
@@ -130,13 +134,13 @@ class BadSteps:
             with suppress(OSError):
                 storage.remove_tree(self._run.bad_steps / f"{old:08d}")
 
-    def _end(self, step: int, in_row: int) -> UserError:
+    def _end(self, step: int, in_row: int) -> GivenUp:
         if self._first is None:  # the streak began before the run was stopped and went on
             known = [s for s in steps(self._run.bad_steps) if s <= step]
             self._first = BadStep.read(self._run.bad_steps, known[-1]) if known else None
         first, why = (self._first.step, self._first.reason) if self._first else (step, "bad numbers")
         newest = max(self._checkpointer.steps(), default=0)
-        return UserError(
+        return GivenUp(
             f"{in_row} bad steps in a row up to step {step:,} (config.guard.patience={self._patience}); "
             f"the first, {first:,}: {why}. None of them changed the state; the newest checkpoint is of step "
             f"{newest:,}; {self._how(first)}"

@@ -207,11 +207,11 @@ def train(
             step, last, loss = first + per, first + per == e.steps, None
             checkpointer.check()
             reason, due = agree(stop.reason, policy.due(step))
-            if last or _due(step, e.evaluation.every):
+            if last or is_due(step, e.evaluation.every):
                 loss = evaluate(program, state, log, step)
                 losses.append(loss)
                 last = last or out_of_patience(losses, e.evaluation.patience)
-            if not last and _due(step, e.samples.every):
+            if not last and is_due(step, e.samples.every):
                 with log.pause("samples", step):
                     samples.add(step, sample_text(program, state.judged))
             best = loss is not None and checkpointer.is_among_best(step, loss)
@@ -249,5 +249,6 @@ def evaluate(program: Program, state: State, log: StepLog, step: int) -> float:
     return results[metrics.VALIDATION]["loss"]
 
 
-def _due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
+    """Whether a cadence falls on a step; 0 = never."""
     return bool(every) and step % every == 0

@@ -111,13 +111,14 @@ class Program:
         scale = e.loss_scale.create() if e.model.dtype == "float16" else None
         return State.create(params, opt_state, e.guard.create(), e.ema_decay > 0.0, scale)
 
-    def _create(self, key: jax.Array) -> State:
+    def create(self, key: jax.Array) -> State:
+        """The state at step 0 from the key of a seed, not compiled."""
         return self._begin(transformer.init_params(self.model, key))
 
     def init(self) -> State:
         """The state at step 0: the same on any mesh."""
         with jax.set_mesh(self.layout.mesh):
-            return jax.jit(self._create)(jax.random.key(self.experiment.seed))
+            return jax.jit(self.create)(jax.random.key(self.experiment.seed))
 
     def fresh_params(self) -> Any:
         """The parameters of ``init``."""
@@ -140,7 +141,7 @@ class Program:
 
         with abstractly(self.layout.mesh):
             key = jax.eval_shape(lambda: jax.random.key(0))
-            return jax.tree.map(place, jax.eval_shape(self._create, key))
+            return jax.tree.map(place, jax.eval_shape(self.create, key))
 
     def read(self, checkpointer: Checkpointer, step: int) -> State:
         """The state saved at ``step``. What is no matter of the numbers may differ: the loss scale, which

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 import llm_jax
 from llm_jax import hardware, hosts
@@ -32,7 +33,15 @@ class StepLog:
     was written, in seconds since 1970; a pause between two dispatches took ``time.seconds``.
     """
 
-    def __init__(self, program: Program, directory: RunDirectory, start: int, bad_steps: BadSteps) -> None:
+    def __init__(
+        self,
+        program: Program,
+        directory: RunDirectory,
+        start: int,
+        bad_steps: BadSteps,
+        console: Console | None = None,
+    ) -> None:
+        """console: where the progress line goes, standard error if not given."""
         e = program.experiment
         self._bad_steps = bad_steps
         self._writer = MetricsWriter(directory.metrics) if hosts.leads() else None
@@ -40,7 +49,7 @@ class StepLog:
         self._write("start", start, {}, {"process": llm_jax.BEGAN}, shown=False)
         sections = {"evaluation": e.evaluation, "samples": e.samples, "checkpoint": e.checkpoint}
         pauses = {what: section.every for what, section in sections.items()}
-        self._line = ProgressLine(start, Pace(e.steps, pauses))
+        self._line = ProgressLine(start, Pace(e.steps, pauses), console)
         self._pending: tuple[int, Metrics] | None = None
         self._grad_norms: dict[str, float] = {}  # of the newest step written
         self._waited = 0.0
