@@ -42,6 +42,17 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str
     return parser.parse_args(rest), overrides
 
 
+def pairs(flag: str, text: str) -> dict[str, str]:
+    """``A=x,B=y`` as {"A": "x", "B": "y"}. Raises UserError, naming the flag, for anything else."""
+    found = {}
+    for pair in filter(None, text.split(",")):
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise UserError(f"{flag}={text}: write NAME=VALUE, several joined by commas")
+        found[key] = value
+    return found
+
+
 def load_config(spec: str) -> ml_collections.ConfigDict:
     """The config of ``configs/NAME.py`` or ``configs/NAME.py:ARGUMENT``, from its ``get_config(arg)``; or of
     the ``config.json`` of a run, to train the same again."""
@@ -54,6 +65,11 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
 def load_sweep(spec: str) -> list[dict[str, Any]]:
     """The points of a config file, from its ``sweep(arg)``; see scaling/points.py."""
     return list(_call(spec, "sweep"))
+
+
+def load_ladder(spec: str) -> Any:
+    """The ladder of a config file, from its ``ladder(arg)``; see scaling/ladder.py."""
+    return _call(spec, "ladder")
 
 
 def _call(spec: str, name: str) -> Any:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,30 @@ class Runs:
     def up_to(self, flops: float) -> Runs:
         """Those of at most so much compute (and a millionth, for what rounding has moved)."""
         return self.take(self.flops <= flops * (1 + 1e-6))
+
+    def where(self, conditions: str) -> Runs:
+        """Those for which all of ``COLUMN=TEXT``, ``COLUMN<NUMBER`` and ``COLUMN>NUMBER`` hold, joined by
+        commas. Raises UserError for another form, an unknown column, and where none is left."""
+        kept = np.ones(len(self), bool)
+        for condition in filter(None, conditions.split(",")):
+            kept &= self._holds(condition)
+        if not kept.any():
+            raise UserError(f"no run has {conditions}")
+        return self.take(kept)
+
+    def _holds(self, condition: str) -> np.ndarray:
+        found = re.fullmatch(r"(.+?)([=<>])(.+)", condition)
+        if not found:
+            raise UserError(f"{condition!r}: write COLUMN=TEXT, COLUMN<NUMBER or COLUMN>NUMBER")
+        name, sign, value = found.groups()
+        if name not in self.columns:
+            raise UserError(f"{condition!r}: there is no column {name!r}, but {', '.join(self.columns)}")
+        column, number = self.columns[name], _number(value)
+        if sign == "=":
+            return column == (number if column.dtype == float else value)
+        if column.dtype != float or math.isnan(number):
+            raise UserError(f"{condition!r}: < and > need numbers")
+        return column < number if sign == "<" else column > number
 
     def without_highest(self, count: int) -> Runs:
         """Without the ``count`` of highest loss, as Besiroglu et al. 2024 (arXiv 2404.10102) drop 5."""

@@ -44,8 +44,10 @@ class SampleFile:
 
 
 def sample_text(program: Program, params: Any) -> str:
-    """What the model writes after ``samples.prompt``, or where it has blanks, as text."""
+    """What the model writes after ``samples.prompt``, or where it has blanks, as text; "" for no samples."""
     config = program.experiment.samples
+    if config.count == 0:
+        return ""
     if program.experiment.model.causal:
         return continuations(program, params, config, Sampling(config.temperature))
     return filled(program, params, config.prompt, best=3)

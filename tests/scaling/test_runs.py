@@ -34,6 +34,20 @@ def test_parts(table):
     assert found.up_to(found.flops[0]).columns["size"].tolist() == ["s"]
 
 
+def test_conditions(table):
+    found = runs.read(table, {"N": "p", "D": "t", "loss": "c4"})
+    assert found.where("size=l").params.tolist() == [4e6]
+    assert found.where("p<2e6,c4>3.2").columns["size"].tolist() == ["s"]
+    for bad, said in (
+        ("c4>9", "no run has"),
+        ("c5=1", "no column 'c5'"),
+        ("c4", "write COLUMN"),
+        ("size<l", "numbers"),
+    ):
+        with pytest.raises(UserError, match=said):
+            found.where(bad)
+
+
 @pytest.mark.parametrize(
     "columns, said",
     [

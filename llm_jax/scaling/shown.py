@@ -1,0 +1,119 @@
+"""A study, a ladder's plan and a forecast as lines to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llm_jax.scaling import backtest
+from llm_jax.scaling.study import AHEAD
+from llm_jax.scaling.forecast import Forecast
+from llm_jax.training.progress import clock
+
+CONSTANTS = (
+    "E",
+    "A",
+    "B",
+    "K",
+    "Nc",
+    "Dc",
+    "alpha",
+    "beta",
+    "gamma",
+    "alpha_N",
+    "alpha_D",
+    "G",
+    "H",
+    "b",
+    "a",
+)
+
+
+def study_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What a study found: laws, intervals, backtest, what it hangs on."""
+    runs = found["table"]["runs"]
+    yield f"{runs} runs up to {found['largest']:.4g} FLOPs"
+    for name, entry in found["methods"].items():
+        yield ""
+        yield f"{name}: {entry['about']} ({entry['runs']} runs)"
+        yield from (f"  {line}" for line in _constants(entry))
+        scores = [f"{kind} {score:.2%}" for kind, score in entry["backtest"].items()]
+        objective = f", objective {entry['objective']:.6g}" if "objective" in entry else ""
+        yield f"  residual {entry['residual']:.2%}{objective}; backtest {', '.join(scores) or 'has no origin'}"
+    for name, reason in found["failed"].items():
+        yield f"\n{name}: not fitted; {reason}"
+    yield ""
+    yield from _table(
+        ("surface, if", "E", "alpha", "beta", "a", f"loss at {AHEAD:g}x"),
+        [
+            (row["what"], *(f"{row[k]:.4f}" for k in ("E", "alpha", "beta", "a", "ahead")))
+            for row in found["sensitivity"]
+        ],
+    )
+    yield ""
+    for kind, name in found["chosen"].items():
+        score = found["methods"][name]["backtest"][kind]
+        yield f"{QUESTIONS[kind]}: {name}, whose backtest was {score:.2%} off at up to {found['horizon']:g}x"
+    if not found["chosen"]:
+        yield "no backtest was possible: too few runs, or of one budget; a forecast from them is a guess"
+
+
+QUESTIONS = {
+    backtest.RUNS: "for the loss of a run of given size and tokens",
+    backtest.FRONTIER: "for the best loss of a budget",
+}
+
+
+def _constants(entry: Mapping[str, Any]) -> Iterator[str]:
+    intervals = entry.get("intervals", {})
+    for name in CONSTANTS:
+        if name in entry:
+            low, high = intervals.get(name, (None, None))
+            between = f"  95%: {low:.6g} to {high:.6g}" if low is not None else ""
+            yield f"{name:8}{entry[name]:<12.6g}{between}".rstrip()
+
+
+def plan_lines(rows: Sequence[Mapping[str, Any]], workers: int) -> Iterator[str]:
+    """A ladder's runs before any is made, from ladder.describe."""
+    yield from _table(
+        ("budget", "shape", "N = C/6D", "tokens", "steps", "FLOPs", "time"),
+        [
+            (
+                f"{row['budget']:.3g}",
+                row["shape"],
+                f"{row['params']:.4g}",
+                f"{row['tokens']:,}",
+                f"{row['steps']:,}",
+                f"{row['flops']:.4g}",
+                clock(row["seconds"]),
+            )
+            for row in rows
+        ],
+    )
+    flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
+    last = rows[-1]["seconds"]
+    yield f"{flops:.4g} FLOPs; about {clock((seconds - last) / workers + last)}, {workers} runs at a time"
+
+
+def forecast_lines(made: Forecast) -> Iterator[str]:
+    yield (
+        f"forecast of {made.made} by {made.method}: {made.loss:.4f} nats a token, "
+        f"{made.level:.0%} between {made.low:.4f} and {made.high:.4f}"
+    )
+    yield f"  of {made.flops:.4g} FLOPs: {made.params:.4g} parameters, {made.tokens:.4g} tokens"
+
+
+def score_line(scored: Mapping[str, Any]) -> str:
+    where = "inside" if scored["inside"] else "OUTSIDE"
+    return (
+        f"foretold {scored['predicted']:.4f}, came out at {scored['seen']:.4f}: {scored['error']:+.2%}, {where} "
+        f"{scored['low']:.4f} to {scored['high']:.4f}"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        yield "  ".join((row[0].ljust(widths[0]), *cells))
