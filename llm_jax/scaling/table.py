@@ -11,7 +11,7 @@ apart. In the CSV their names, and those of ``overrides``, are dotted: ``time.to
     embedding_parameters      of tokens and positions; head_parameters: of a head that is not tied, else 0;
                               rest_parameters: of blocks and norms
     non_embedding_parameters  head and rest
-    matmul_parameters         those that multiply every token: matrices of blocks, of experts those of a token,
+    matmul_parameters         those that multiply every token: matrices of blocks, of experts a token's own,
                               and the head, tied or not
     steps, skipped_steps      steps made; those among them that changed nothing, for a bad gradient
     tokens, training_flops    of these steps, a multiply-add being 2; training_flops_causal: with the half of
