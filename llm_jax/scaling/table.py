@@ -14,8 +14,9 @@ apart. In the CSV their names, and those of ``overrides``, are dotted: ``time.to
     matmul_parameters         those that multiply every token: matrices of blocks, of experts a token's own,
                               and the head, tied or not
     steps, skipped_steps      steps made; those among them that changed nothing, for a bad gradient
-    tokens, training_flops    of these steps, a multiply-add being 2; training_flops_causal: with the half of
-                              attention that a causal mask leaves (a decoder alone)
+    tokens, training_flops    of these steps, a multiply-add being 2, an encoder's head for its targets alone;
+                              training_flops_causal: with the half of attention that a causal mask leaves (a
+                              decoder alone)
     unique_tokens, epochs     those of its tokens that differ: no more than the training text has, by the
                               weights of its sources; how often they were read
     batch_sequences           rows of a step; batch_tokens: their tokens
@@ -170,7 +171,7 @@ def batch_tokens(e: Experiment) -> int:
 
 
 def step_flops(e: Experiment, causal: bool = False) -> float:
-    return batch_tokens(e) * training_flops_per_token(e.model, e.data.sequence_length, causal)
+    return batch_tokens(e) * training_flops_per_token(e.model, e.data.sequence_length, causal, e.scored)
 
 
 def text(e: Experiment, header: dict[str, Any], tokens: int) -> Row:

@@ -156,6 +156,13 @@ class Experiment:
         return self.global_batch_size // (self.accumulation or 1)
 
     @property
+    def scored(self) -> float:
+        """The share of a row's places that the head scores in training: of an encoder those with targets."""
+        length = self.data.sequence_length
+        masked = isinstance(self.objective, MLM)
+        return self.objective.targets_of_row(length) / length if masked else 1.0
+
+    @property
     def evaluation_rows(self) -> int:
         return self.evaluation.batch_size or self.micro_batch
 

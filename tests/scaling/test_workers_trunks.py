@@ -9,6 +9,7 @@ import time
 import pytest
 
 from llm_jax import storage
+from llm_jax.models.flops import training_flops_per_token
 from llm_jax.scaling import workers
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.points import grid
@@ -134,6 +135,15 @@ def test_what_the_table_says_of_a_run(run):
     assert (row["schedule"], row["decay_share"], row["warmup_steps"], row["seed"]) == ("wsd", 0.2, 2, 0)
     assert (row["optimizer"], row["learning_rate"], row["weight_decay"]) == ("adamw", 1e-3, 0.1)
     assert (row["loss"], row["loss_se"], row["bits_per_byte"]) == (90.0, 0.1, None)
+
+
+def test_flops_of_an_encoder_are_of_what_it_scores():
+    """15% of 64 places, rounded to 10; the rest of the head's products it does not make."""
+    config = experiment.default_config(objective="mlm")
+    changes = {"data.text": ("python:docs",), "model.causal": False, "model.vocab_size": 128}
+    e = experiment.resolve(experiment.override(config, changes))
+    everywhere = 8 * 64 * training_flops_per_token(e.model, 64)
+    assert everywhere - step_flops(e) == 3 * 2 * 8 * (64 - 10) * 64 * 128
 
 
 def test_a_branch_starts_as_soon_as_its_checkpoint_is_there(run):
