@@ -45,8 +45,8 @@ GPT2 = {"activation": "gelu", "biases": True, "positions": "learnt", "norm": "la
 
 
 class Case(NamedTuple):
-    """changes: to DECODER. why: a known difference. multiplied: changes for a model whose formula gives what is
-    multiplied, where the formula leaves some of it out on purpose."""
+    """changes: to DECODER. why: a known difference. multiplied: changes to the model whose formula gives what
+    is multiplied, where the formula leaves some of it out on purpose."""
 
     changes: dict[str, Any]
     why: str = ""
