@@ -68,5 +68,7 @@ def _of_equation(equation: Any) -> int:
         raise UserError(f"the products of {name} cannot be counted; trace with model.kernel='dense'")
     if name == "cond":
         return max(inner)
-    times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+    times = params["length"] if name == "scan" else 1
+    if name == "shard_map":
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return times * sum(inner)

@@ -22,9 +22,9 @@ tied. completep: Dey et al. 2025 (arXiv 2505.01618), table 1 with alpha = 1; mup
 there, too. AdamW subtracts rate * (update + decay * p): m times the decay undoes 1/m of the rate.
 
 Why: Adam moves every entry of a matrix by about the rate, and these moves agree with what comes in, so what
-goes out moves by rate * inputs; 1/m holds that. The head reads as many numbers, but its rows may be embeddings,
-whose moves should not shrink, so it is the logits that do. l branches that each move by 1 would move their sum
-by l. Gradients are then 1/m, in blocks 1/(m l), of the base's, and epsilon stands beside them.
+goes out moves by rate * inputs; 1/m holds that. The head reads as many numbers, but its rows may be those of
+embeddings, whose moves should not shrink, so it is the logits that do. l branches that each move by 1 would
+move their sum by l. Gradients are then 1/m, in blocks 1/(m l), of the base's, and epsilon stands beside them.
 
 With a fixed ``head_dim``, which is asked for, attention's 1/sqrt(head_dim) is a constant. At the base's own
 shape nothing changes.

@@ -102,6 +102,11 @@ def test_programs_within_programs():
 
     assert flops.traced_flops(jax.make_jaxpr(chosen)(x, y)) == 2 * 2 * 3 * 5
 
+    mesh = jax.make_mesh((2, 4), ("one", "other"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rows = jax.sharding.PartitionSpec("one")
+    cut = jax.shard_map(lambda x: x @ y, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={"one"})
+    assert flops.traced_flops(jax.make_jaxpr(jax.jit(cut))(x)) == 2 * 2 * 3 * 5
+
     def endless(x):
         return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ (x.T @ x), x)
 
