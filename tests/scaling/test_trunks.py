@@ -66,12 +66,12 @@ SMALL = {
     "data.validation": "position",
     "data.sequence_length": 16,
     "model.num_layers": 1,
+    "model.scan_layers": False,
     "model.model_dim": 16,
     "model.num_heads": 2,
     "model.dropout": 0.1,
     "evaluation.every": 15,
-    "samples.every": 10,
-    "samples.tokens": 2,
+    "samples.tokens": 0,
     "schedule.name": "wsd",
     "schedule.warmup_steps": 3,
     "schedule.decay_share": 0.4,
@@ -102,7 +102,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_branch_is_the_run_that_was_trained_alone(runs):
-    """Parameters, optimiser, metrics and samples, to the last bit; with dropout."""
+    """Parameters, optimiser and metrics, to the last bit; with dropout."""
     trunk, branch, alone = runs
     states = [jax.device_get(Program.restore(run.path)[1]) for run in (branch, alone)]
     assert states[0].step == 25 and len(jax.tree.leaves(states[0].opt_state)) > 10
@@ -110,7 +110,6 @@ def test_a_branch_is_the_run_that_was_trained_alone(runs):
     stories = [metrics.without_time(metrics.read(run.metrics)) for run in (branch, alone)]
     assert stories[0] == stories[1] and len(stories[0]) == 25 + 2
     assert stories[0] != metrics.without_time(metrics.read(trunk.metrics))[:27]
-    assert branch.samples.read_bytes() == alone.samples.read_bytes()
     contents = [json.loads(run.config.read_text()) for run in (branch, alone)]
     assert contents[0] == contents[1]
 

@@ -17,6 +17,7 @@ from llm_jax.scaling.sweep import Sweep, resolve
 from llm_jax.scaling.table import saving, step_flops
 from llm_jax.training import experiment, metrics
 from llm_jax.training.rundir import RunDirectory
+from llm_jax.training.samples import SampleFile
 from llm_jax.training.signals import Stop
 
 PROGRAM = """
@@ -61,6 +62,8 @@ for step in range(begin + 1, steps + 1):
         if how != f"waits at {step}" or len(list(run.parent.glob("[!.]*/metrics/*"))) > 1:
             break
         time.sleep(0.01)
+sections = range(8, steps + 1, 8)
+(run / "samples.txt").write_text("".join(f"=== step {step} ===\\nof {steps}\\n" for step in sections))
 write("evaluation", steps, set="validation", loss=100.0 - steps, loss_se=0.1)
 """
 SHORT, MIDDLE, LONG = 10, 20, 40
@@ -204,8 +207,10 @@ def test_a_damaged_trunk_is_none(run, sweep):
 def test_of_a_trunk_that_was_stopped_a_branch_has_what_came_before_it(sweep, run):
     run(index=2, _40="fails at 12")
     run(index=2)
-    assert run(index=1)[1] == ["20 from 16"]
     trunk, branch = (sweep.directory(sweep.points[i]).run for i in (2, 1))
+    assert run(index=1, _20="fails at 18")[1] == ["20 from 16"]
+    assert SampleFile(branch.samples).read() == {8: "of 40\n", 16: "of 40\n"}
+    assert run(index=1)[1] == ["20 from 17"]
     made = [[r["step"] for r in metrics.read(run.metrics) if r["kind"] == "train"] for run in (trunk, branch)]
     assert made == [list(range(1, 41)), list(range(1, 21))]
-    assert [path.name for path in metrics.segments(branch.metrics)][1:] == ["0002.jsonl", "0003.jsonl"]
+    assert [path.name for path in metrics.segments(branch.metrics)][2:] == ["0003.jsonl", "0004.jsonl"]
