@@ -14,26 +14,15 @@ from llm_jax.scaling.recipes import Recipe
 from llm_jax.training.experiment import default_config, override
 from llm_jax.training.presets import MODERN
 
-SHAPES = (
-    (16, 2),
-    (24, 2),
-    (32, 2),
-    (48, 2),
-    (64, 2),
-    (64, 3),
-    (80, 3),
-    (96, 3),
-    (96, 4),
-    (128, 4),
-    (128, 5),
-    (160, 5),
-)
+WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192)
+LAYERS = 3  # of all, so that sizes differ in one thing
 
 
 def get_config(arg=""):
     config = override(
         default_config(tokenizer="byte", objective=arg or "clm"), MODERN | {"model.value_residual": False}
     )
+    config.steps = 1000  # each run has its own
     config.global_batch_size = 4
     config.steps_per_dispatch = 10
     config.data.text = ("python:source",)
@@ -52,11 +41,11 @@ def get_config(arg=""):
 
 def ladder(arg=""):
     return Ladder(
-        shapes=tuple(Shape(*shape) for shape in SHAPES),
-        head_dim=32,
+        shapes=tuple(Shape(width, LAYERS) for width in WIDTHS),
+        head_dim=16,
         budgets=(3e11, 1e12, 3e12),
         held_out=9e12,
-        first_params=5e4,
+        first_params=9e4,
         recipe=Recipe(),
         machine="cpu",
         speed=4e10,

@@ -36,7 +36,9 @@ def main() -> None:
     )
     parser.add_argument("--method", default="", help=f"only these, by commas, of {', '.join(METHODS)}")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0 for none")
-    parser.add_argument("--resample", choices=resample.KINDS, default=resample.PARAMETRIC)
+    parser.add_argument(
+        "--resample", choices=(resample.PARAMETRIC, resample.CASE), default=resample.PARAMETRIC
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples")
     parser.add_argument(
         "--horizon",

@@ -12,12 +12,14 @@ before it starts, and scored when it ends. WORKDIR/report.html shows all of it.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from llm_jax import cli, storage
 from llm_jax.report import law as report
 from llm_jax.scaling import forecast, ladder
 from llm_jax.scaling.climb import Climb
+from llm_jax.scaling.recipes import RECIPES
 from llm_jax.scaling.shown import forecast_lines, plan_lines, score_line
 from llm_jax.training import experiment, signals
 from llm_jax.training.progress import say
@@ -31,6 +33,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tier", required=True, help="cpu, cpu:mlm, gpu, pod, or a file of your own")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="rates, batches, warm-up; else the tier's")
     parser.add_argument("--run", action="store_true", help="make the runs; without it the plan is printed")
     parser.add_argument("--workdir", help="where all of it goes, with --run")
     parser.add_argument("--price", type=float, help="dollars a chip-hour, for the plan")
@@ -39,8 +42,10 @@ def main() -> None:
     name, colon, argument = args.tier.partition(":")
     spec = (name if name.endswith(".py") else str(CONFIGS / f"ladder_{name}.py")) + colon + argument
     config, steps = cli.load_config(spec), cli.load_ladder(spec)
+    if args.recipe:
+        steps = dataclasses.replace(steps, recipe=RECIPES[args.recipe])
     base = experiment.resolve(experiment.override(config, overrides))
-    planned = ladder.describe(steps, ladder.plan(steps, base))
+    planned = ladder.describe(steps, base, ladder.plan(steps, base))
     print("\n".join(plan_lines(planned, steps, args.price)))
     if not args.run:
         return

@@ -68,7 +68,7 @@ class Climb:
             rungs = ladders.at_budget(self.ladder, base, budget, params)
             shapes = ", ".join(f"{r.shape.model_dim}x{r.shape.num_layers}" for r in rungs)
             self.say(f"budget {budget:.3g} FLOPs: {shapes}, around N = {params:.3g}")
-            points += ladders.with_repeats(self.ladder, base, rungs, params)
+            points += [r.overrides for r in ladders.with_repeats(self.ladder, base, rungs, params)]
             runs = self.sweep(self.directory / "runs", points, self.ladder.workers)
         return runs
 

@@ -71,9 +71,6 @@ class Rung:
     flops: float
     overrides: Overrides
 
-    def seconds(self, ladder: Ladder) -> float:
-        return ladder.overhead + self.flops / ladder.speed
-
 
 def rung(ladder: Ladder, base: Experiment, budget: float, shape: Shape) -> Rung:
     """The run of one shape at one budget. base: what all runs share.
@@ -84,7 +81,7 @@ def rung(ladder: Ladder, base: Experiment, budget: float, shape: Shape) -> Rung:
         raise UserError("a ladder needs config.model.vocab_size: its runs' FLOPs are planned before any data")
     model = shaped(base.model, ladder, shape)
     length = base.data.sequence_length
-    a_token = training_flops_per_token(model, length)
+    a_token = training_flops_per_token(model, length, scored=base.scored)
     tokens = budget / a_token
     chosen = ladder.recipe.overrides(base, model, tokens)
     rows, per = chosen.get("global_batch_size", base.global_batch_size), base.steps_per_dispatch
@@ -119,13 +116,13 @@ def nearest(rungs: list[Rung], params: float) -> int:
     return min(range(len(rungs)), key=lambda i: abs(math.log(rungs[i].params / params)))
 
 
-def with_repeats(ladder: Ladder, base: Experiment, rungs: list[Rung], params: float) -> list[Overrides]:
-    """The points of one budget; the middle one also with other seeds, if the budget is the middle one."""
-    points = [r.overrides for r in rungs]
+def with_repeats(ladder: Ladder, base: Experiment, rungs: list[Rung], params: float) -> list[Rung]:
+    """The runs of one budget, and the middle one's other seeds if the budget is the middle one."""
     if rungs[0].budget != ladder.budgets[len(ladder.budgets) // 2]:
-        return points
-    middle = points[nearest(rungs, params)]
-    return points + [middle | {"seed": base.seed + i} for i in range(1, ladder.repeats)]
+        return rungs
+    middle = rungs[nearest(rungs, params)]
+    seeds = range(base.seed + 1, base.seed + ladder.repeats)
+    return rungs + [dataclasses.replace(middle, overrides=middle.overrides | {"seed": s}) for s in seeds]
 
 
 def optimum_at(ladder: Ladder, runs: Runs | None, budget: float) -> float:
@@ -147,10 +144,13 @@ def optimum_at(ladder: Ladder, runs: Runs | None, budget: float) -> float:
     return float(best * (budget / last.flops) ** OPTIMUM_EXPONENT)
 
 
-def plan(ladder: Ladder, base: Experiment) -> list[list[Rung]]:
+def plan(ladder: Ladder, base: Experiment) -> list[Rung]:
     """What would be run, budget by budget, the held-out run last, were the first guess right."""
-    wanted = [(budget, optimum_at(ladder, None, budget)) for budget in ladder.budgets]
-    return [at_budget(ladder, base, *one) for one in wanted] + [[held_out(ladder, base, None)]]
+    rungs = []
+    for budget in ladder.budgets:
+        params = optimum_at(ladder, None, budget)
+        rungs += with_repeats(ladder, base, at_budget(ladder, base, budget, params), params)
+    return [*rungs, held_out(ladder, base, None)]
 
 
 def held_out(ladder: Ladder, base: Experiment, params: float | None) -> Rung:
@@ -160,18 +160,15 @@ def held_out(ladder: Ladder, base: Experiment, params: float | None) -> Rung:
     return rungs[nearest(rungs, wanted)]
 
 
-def describe(ladder: Ladder, planned: list[list[Rung]]) -> list[dict[str, Any]]:
-    """A row a run, for people and programs: FLOPs, tokens, seconds by the ladder's stated speed."""
-    return [
-        {
-            "budget": r.budget,
-            "shape": f"{r.shape.model_dim}x{r.shape.num_layers}",
-            "params": r.params,
-            "tokens": r.tokens,
-            "flops": r.flops,
-            "seconds": r.seconds(ladder),
-            **r.overrides,
-        }
-        for rungs in planned
-        for r in rungs
-    ]
+def describe(ladder: Ladder, base: Experiment, planned: list[Rung]) -> list[dict[str, Any]]:
+    """A row a run: params, tokens, batch (tokens), steps, rate (of learning), flops, and seconds by the
+    ladder's stated speed."""
+    rows = []
+    for r in planned:
+        batch = r.overrides.get("global_batch_size", base.global_batch_size) * base.data.sequence_length
+        rate = r.overrides.get("optimizer.learning_rate", base.optimizer.learning_rate)
+        row = {"budget": r.budget, "shape": f"{r.shape.model_dim}x{r.shape.num_layers}", "params": r.params}
+        row |= {"tokens": r.tokens, "batch": batch, "steps": r.overrides["steps"], "rate": rate}
+        row |= {"flops": r.flops, "seconds": ladder.overhead + r.flops / ladder.speed}
+        rows.append(row)
+    return rows

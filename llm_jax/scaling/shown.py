@@ -7,7 +7,9 @@ from typing import Any
 
 from llm_jax.scaling import backtest
 from llm_jax.scaling.study import AHEAD
+from llm_jax.scaling.cost import HOUR, Fleet
 from llm_jax.scaling.forecast import Forecast
+from llm_jax.scaling.ladder import Ladder
 from llm_jax.training.progress import clock
 
 CONSTANTS = (
@@ -73,26 +75,35 @@ def _constants(entry: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name:8}{entry[name]:<12.6g}{between}".rstrip()
 
 
-def plan_lines(rows: Sequence[Mapping[str, Any]], workers: int) -> Iterator[str]:
-    """A ladder's runs before any is made, from ladder.describe."""
+def plan_lines(rows: Sequence[Mapping[str, Any]], ladder: Ladder, price: float | None) -> Iterator[str]:
+    """A ladder's runs before any is made, from ladder.describe. price: dollars a chip-hour."""
+    chips = 0 if ladder.machine == "cpu" else Fleet.parse(ladder.machine).chips
     yield from _table(
-        ("budget", "shape", "N = C/6D", "tokens", "steps", "FLOPs", "time"),
+        ("budget", "shape", "N = C/6D", "tokens", "batch", "steps", "rate", "FLOPs", "time", "chip-hours"),
         [
             (
                 f"{row['budget']:.3g}",
                 row["shape"],
                 f"{row['params']:.4g}",
                 f"{row['tokens']:,}",
+                f"{row['batch']:,}",
                 f"{row['steps']:,}",
+                f"{row['rate']:.4g}",
                 f"{row['flops']:.4g}",
                 clock(row["seconds"]),
+                f"{chips * row['seconds'] / HOUR:.3g}" if chips else "-",
             )
             for row in rows
         ],
     )
     flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
     last = rows[-1]["seconds"]
-    yield f"{flops:.4g} FLOPs; about {clock((seconds - last) / workers + last)}, {workers} runs at a time"
+    yield (
+        f"{flops:.4g} FLOPs in {len(rows)} runs; about {clock((seconds - last) / ladder.workers + last)}, "
+        f"{ladder.workers} at a time, at {ladder.speed:.3g} FLOP/s each"
+    )
+    if price is not None and chips:
+        yield f"{chips * seconds / HOUR:,.4g} chip-hours, {chips * seconds / HOUR * price:,.2f} dollars"
 
 
 def forecast_lines(made: Forecast) -> Iterator[str]:
