@@ -90,11 +90,11 @@ class Member:
         data = shards.content_id(header)
         directory.check_data(data)
         e = carry_on(stored, complete(e, header["vocab_size"]), extend=False)
-        checkpoint = dataclasses.replace(e.checkpoint, keep=max(KEEP, e.checkpoint.keep))
-        program = Program.build(dataclasses.replace(e, checkpoint=checkpoint), shard_set)
+        program = Program.build(e, shard_set)
         e, mesh = program.experiment, {MEMBERS: count, **program.layout.mesh.shape}
         about = {"vocab_size": e.model.vocab_size, "tokenizer": header["tokenizer"]}
-        checkpointer = loop.make_checkpointer(directory, e, about)
+        kept = dataclasses.replace(e.checkpoint, keep=max(KEEP, e.checkpoint.keep))
+        checkpointer = loop.make_checkpointer(directory, dataclasses.replace(e, checkpoint=kept), about)
         newest = checkpointer.newest(e.checkpoint.damaged == "skip", say)
         if newest is not None and (moved := directory.moved(mesh)):
             say(moved)
