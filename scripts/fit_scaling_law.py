@@ -4,9 +4,10 @@
   python scripts/fit_scaling_law.py --table=my.csv --columns=N=params,D=tokens,loss=c4_loss --json=law.json
 
 The table is a sweep's own or any CSV or JSON lines; --columns names its N (parameters), D (tokens), C (FLOPs;
-6 N D where it has none, and any two of the three give the third) and loss. Every method is fitted, resampled,
-and judged on the dearer runs by fits to the cheaper ones; a small residual alone says nothing of
-extrapolation. scripts/forecast.py and scripts/allocate.py read the file of --json.
+6 N D where it has none, and any two of the three give the third) and loss. unique=, lr= and batch=, accuracy=
+ask for the laws of repeated text, of rates and batches, and of a task's accuracy, too. Every method is
+fitted, resampled, and judged on the dearer runs by fits to the cheaper ones; a small residual alone says
+nothing of extrapolation. scripts/forecast.py and scripts/allocate.py read the file of --json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", required=True, help="a sweep's table.jsonl, or any CSV or .jsonl file")
-    parser.add_argument("--columns", default="", help="N=params,D=tokens,loss=c4_loss; C= for FLOPs")
+    parser.add_argument("--columns", default="", help="N=params,D=tokens,loss=c4_loss, and more")
     parser.add_argument("--drop-highest", type=int, default=0, metavar="K", help="leave the K worst runs out")
     parser.add_argument(
         "--max-compute", type=float, default=float("inf"), help="FLOPs of the dearest run fitted"
@@ -54,9 +55,7 @@ def main() -> None:
         raise UserError(f"--method={min(unknown)}: there are {', '.join(METHODS)}")
     table = runs.read(path, columns).where(args.where).up_to(args.max_compute)
     table = table.without_highest(args.drop_highest)
-    found = study.study(
-        table, names, args.bootstrap, args.seed, args.horizon, args.resample, lambda text: say(text)
-    )
+    found = study.study(table, names, args.bootstrap, args.seed, args.horizon, args.resample, columns, say)
     kept = f"where={args.where!r} max_compute={args.max_compute:g} drop_highest={args.drop_highest}"
     found = {"table": study.describe_table(path, table, columns, kept)} | found
     if args.json:

@@ -6,9 +6,9 @@
   python scripts/ladder.py --tier=pod --price=4.2
 
 Tiers are configs/ladder_NAME.py, NAME or NAME:ARGUMENT (cpu:mlm: masked models), or a file of yours:
-get_config() is what all runs share, ladder() the shapes, the budgets and the recipe. --config.KEY=VALUE sets a
-key in all runs; another ladder for error bars is --config.seed=1. The forecast of the held-out run is written
-before it starts, and scored when it ends. WORKDIR/report.html shows all of it.
+get_config() is what all runs share, ladder() the shapes, the budgets and the recipe. --config.KEY=VALUE sets
+a key in all runs; another ladder for error bars is --config.seed=1. The forecast of the held-out run is
+written before it starts, and scored when it ends. WORKDIR/report.html shows all of it.
 """
 
 import argparse

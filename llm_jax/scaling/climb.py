@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class Climb:
     def foretell(self, runs: Runs, made: Path) -> None:
         """Fits every law, and writes what the best of them says of the held-out run."""
         ladder, path = self.ladder, self.directory / "law.json"
-        found = study.study(runs, horizon=1.1 * ladder.held_out / ladder.budgets[-1], say=self.say)
+        steps = [after / before for before, after in pairwise((*ladder.budgets, ladder.held_out))]
+        found = study.study(runs, horizon=1.1 * max(steps), say=self.say)
         table = study.describe_table(self.directory / "runs" / "table.jsonl", runs, COLUMNS, "all")
         storage.write_text(path, json.dumps({"table": table} | found, indent=1) + "\n")
         whole = forecast.foretell(path, ladder.held_out)

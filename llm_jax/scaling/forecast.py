@@ -57,14 +57,12 @@ def foretell(
     Raises UserError where no method can answer, and for one that is not in the file.
     """
     content = study.read(path)
-    kind = backtest.RUNS if flops is None else backtest.FRONTIER
+    kinds = (backtest.RUNS,) if flops is None else (backtest.FRONTIER, backtest.RUNS)
+    kind = next((kind for kind in kinds if kind in content["chosen"]), kinds[0])
     method = method or content["chosen"].get(kind, "")
     if method not in content["methods"]:
-        raise UserError(
-            f"{path}: "
-            + (f"no method {method!r}" if method else f"the backtest judged no method by its {kind}")
-            + f"; name one by --method: {', '.join(content['methods'])}"
-        )
+        why = f"no method {method!r}" if method else "its backtest could judge no method"
+        raise UserError(f"{path}: {why}; name one by --method: {', '.join(content['methods'])}")
     entry = content["methods"][method]
     law, resampled = study.law_of(entry)
     if flops is None and not hasattr(law, "loss"):

@@ -19,6 +19,7 @@ from llm_jax.errors import UserError
 NAMES = {"N": "params", "D": "tokens", "C": "flops", "loss": "loss"}  # a flag's letter, a field of Runs
 # Of a sweep's own table. What counts as N is a convention, which a law's exponents depend on.
 OWN = {"N": "parameters", "D": "tokens", "C": "training_flops", "loss": "loss"}
+FURTHER = ("unique", "lr", "batch", "accuracy")  # columns that further.py asks for by these names
 FLOPS_PER = 6.0  # C = 6 N D, where C is not given (Kaplan et al. 2020, arXiv 2001.08361)
 
 
@@ -79,19 +80,21 @@ class Runs:
 def read(path: Path, columns: Mapping[str, str] | None = None) -> Runs:
     """The runs of a table, CSV or JSON lines (.jsonl).
 
-    columns: which of the file's are N, D, C and loss; those of a sweep's table where it says nothing. Where
-    one of N, D and C is missing it is found by C = 6 N D. Rows of a sweep that are not finished are left out.
+    columns: which of the file's are N, D, C and loss (and FURTHER); those of a sweep's table where it names
+    none. Where one of N, D and C is missing it is found by C = 6 N D. Rows of a sweep that are not finished
+    are left out.
 
     Raises UserError for a missing file or column, and for a value that is no positive number.
     """
     rows = read_rows(path)
     given = dict(columns or {})
-    if unknown := given.keys() - NAMES.keys():
-        raise UserError(f"--columns: {min(unknown)!r} is none of {', '.join(NAMES)}")
+    if unknown := given.keys() - {*NAMES, *FURTHER}:
+        raise UserError(f"--columns: {min(unknown)!r} is none of {', '.join((*NAMES, *FURTHER))}")
     known = {key for row in rows for key in row}
-    wanted = given or {name: column for name, column in OWN.items() if column in known}
-    if missing := [column for column in wanted.values() if column not in known]:
+    if missing := [column for column in given.values() if column not in known]:
         raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(sorted(known))}")
+    wanted = {name: column for name, column in given.items() if name in NAMES}
+    wanted = wanted or {name: column for name, column in OWN.items() if column in known}
     if "loss" not in wanted or len(wanted) < 3:
         raise UserError(f"{path}: name its columns: --columns=N=params,D=tokens,loss=final_loss")
     if "status" in known:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_jax.scaling import backtest
-from llm_jax.scaling.study import AHEAD
 from llm_jax.scaling.cost import HOUR, Fleet
 from llm_jax.scaling.forecast import Forecast
 from llm_jax.scaling.ladder import Ladder
+from llm_jax.scaling.study import AHEAD
 from llm_jax.training.progress import clock
 
 CONSTANTS = (
@@ -39,19 +39,22 @@ def study_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"{name}: {entry['about']} ({entry['runs']} runs)"
         yield from (f"  {line}" for line in _constants(entry))
-        scores = [f"{kind} {score:.2%}" for kind, score in entry["backtest"].items()]
+        scores = ", ".join(f"{kind} {score:.2%}" for kind, score in entry["backtest"].items())
         objective = f", objective {entry['objective']:.6g}" if "objective" in entry else ""
-        yield f"  residual {entry['residual']:.2%}{objective}; backtest {', '.join(scores) or 'has no origin'}"
+        yield f"  residual {entry['residual']:.2%}{objective}; backtest {scores or 'has no origin'}"
     for name, reason in found["failed"].items():
         yield f"\n{name}: not fitted; {reason}"
-    yield ""
-    yield from _table(
-        ("surface, if", "E", "alpha", "beta", "a", f"loss at {AHEAD:g}x"),
-        [
-            (row["what"], *(f"{row[k]:.4f}" for k in ("E", "alpha", "beta", "a", "ahead")))
-            for row in found["sensitivity"]
-        ],
-    )
+    for name, constants in found["further"].items():
+        yield f"\n{name}: {_inline(constants)}"
+    if found["sensitivity"]:
+        yield ""
+        yield from _table(
+            ("surface, if", "E", "alpha", "beta", "a", f"loss at {AHEAD:g}x"),
+            [
+                (row["what"], *(f"{row[k]:.4f}" for k in ("E", "alpha", "beta", "a", "ahead")))
+                for row in found["sensitivity"]
+            ],
+        )
     yield ""
     for kind, name in found["chosen"].items():
         score = found["methods"][name]["backtest"][kind]
@@ -64,6 +67,12 @@ QUESTIONS = {
     backtest.RUNS: "for the loss of a run of given size and tokens",
     backtest.FRONTIER: "for the best loss of a budget",
 }
+
+
+def _inline(values: Mapping[str, Any]) -> str:
+    """{name: number, text or more of the same} in one line."""
+    shown = {k: f"({_inline(v)})" if isinstance(v, Mapping) else v for k, v in values.items()}
+    return ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
 def _constants(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -117,8 +126,8 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
 def score_line(scored: Mapping[str, Any]) -> str:
     where = "inside" if scored["inside"] else "OUTSIDE"
     return (
-        f"foretold {scored['predicted']:.4f}, came out at {scored['seen']:.4f}: {scored['error']:+.2%}, {where} "
-        f"{scored['low']:.4f} to {scored['high']:.4f}"
+        f"foretold {scored['predicted']:.4f}, came out at {scored['seen']:.4f}: {scored['error']:+.2%}, "
+        f"{where} {scored['low']:.4f} to {scored['high']:.4f}"
     )
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.scaling import backtest
+from llm_jax.scaling.further import further
 from llm_jax.scaling.laws import isoflop, resample, surface
 from llm_jax.scaling.laws.methods import METHODS, Law, Method
 from llm_jax.scaling.laws.power import Kaplan
@@ -44,9 +46,11 @@ def study(
     seed: int = 0,
     horizon: float = backtest.HORIZON,
     kind: str = resample.PARAMETRIC,
+    columns: Mapping[str, str] = MappingProxyType({}),
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """What the docstring above lists, but for ``table``. repeats: of the bootstrap, 0 = none; kind: of it.
+    """What the docstring above lists, but for ``table``. repeats: of the bootstrap, 0 = none; kind: of it;
+    columns: as further.py has them.
 
     Raises UserError where no method can be fitted, with each one's reason.
     """
@@ -65,6 +69,7 @@ def study(
     for name, entry in fitted.items():
         entry["backtest"] = {kind: found[name] for kind, found in scores.items() if name in found}
     say("sensitivity")
+    surfaces = {"surface", "projected"} & fitted.keys()
     return {
         "methods": fitted,
         "failed": failed,
@@ -73,7 +78,8 @@ def study(
         "largest": float(runs.flops.max()),
         "backtest": [{**dataclasses.asdict(t), "error": t.error} for t in trials],
         "budgets": [dataclasses.asdict(budget) for budget in isoflop.budgets(runs)],
-        "sensitivity": sensitivity(runs),
+        "sensitivity": sensitivity(runs) if surfaces else [],
+        "further": further(runs, columns),
     }
 
 
@@ -95,7 +101,7 @@ def fit(runs: Runs, method: Method, repeats: int, seed: int, kind: str) -> dict[
 
 
 def residual(law: Law, runs: Runs) -> float:
-    """Standard deviation of log losses about a law: of a frontier, about the parabolas that it goes through."""
+    """Standard deviation of log losses about a law; a frontier's are about the parabolas under it."""
     there = law.loss(runs.params, runs.tokens) if hasattr(law, "loss") else isoflop.fitted(runs)
     away = np.log(runs.loss / there)
     away = away[np.isfinite(away)]

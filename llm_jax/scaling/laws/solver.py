@@ -60,7 +60,7 @@ def minimise(
 
 def _step(gradient: np.ndarray, damped: np.ndarray, metric: np.ndarray) -> np.ndarray:
     """[rows, p], at most LONGEST."""
-    scale = np.einsum("rpp->rp", metric)
+    scale = np.maximum(np.einsum("rpp->rp", metric), np.einsum("rpp->rp", damped))
     floor = 1e-10 * scale + 1e-12 * scale.sum(-1, keepdims=True) + 1e-300  # for what nothing depends on
     damped = damped + floor[:, None] * np.eye(gradient.shape[1])
     step = -np.linalg.solve(damped, gradient[..., None])[..., 0]

@@ -124,8 +124,8 @@ def fit_projected(runs: Runs, delta: float = DELTA) -> Surface:
 def refit(
     law: Surface, runs: Runs, weights: np.ndarray, losses: np.ndarray | None = None, delta: float = DELTA
 ) -> Surface:
-    """One fit a row of ``weights`` [repeats, runs], and of ``losses`` in place of the runs' own; all
-    start at ``law``."""
+    """One fit a row of ``weights`` [repeats, runs], and of ``losses`` in place of the runs' own; all start
+    at ``law``."""
     n, d = _centre(runs)
     row = (np.log(law.E), np.log(law.A) - law.alpha * n, law.alpha, np.log(law.B) - law.beta * d, law.beta)
     starts = np.tile(np.array(row, float), (len(weights), 1))
@@ -145,10 +145,7 @@ def _check(runs: Runs) -> None:
         raise UserError(
             f"a surface has 5 constants, and {len(runs)} runs cannot tell them: add runs, up to {LEAST_RUNS}"
         )
-    for (
-        name,
-        values,
-    ) in (("size", runs.params), ("number of tokens", runs.tokens)):
+    for name, values in {"size": runs.params, "number of tokens": runs.tokens}.items():
         if np.ptp(np.log(values)) < 1e-9:
             raise UserError(
                 f"all {len(runs)} runs have one {name}, {values[0]:.4g}: a surface needs two or more"
@@ -224,6 +221,7 @@ def _linear(runs: Runs, exponents: np.ndarray) -> np.ndarray:
     powers = np.exp(-alpha * (np.log(runs.params) - n0)), np.exp(-beta * (np.log(runs.tokens) - d0))
     terms = np.stack([np.ones_like(powers[0]), *powers], -1) / runs.loss[:, None]
     gram = np.einsum("pni,pnj->pij", terms, terms)
+    gram += 1e-12 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(3)  # for D in proportion to N
     found = np.linalg.solve(gram, terms.sum(1)[..., None])[..., 0]
     return np.log(np.maximum(found, 0.01 * runs.loss.min()))
 
