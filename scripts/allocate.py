@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 from llm_jax import cli
-from llm_jax.scaling import allocate, cost
+from llm_jax.scaling import allocate, cost, next_run
 
 
 def positive(text: str) -> float:
@@ -56,6 +56,10 @@ def main() -> None:
     flops = args.compute or allocate.cheapest(source.law, args.loss).training
     best = allocate.optimum(source.law, flops, source.resampled)
     found, lines = {"optimum": best}, [source.about, *allocate.optimum_lines(best)]
+    if source.resampled is not None and hasattr(source.law, "loss"):
+        tried = next_run.candidates(source.law, source.resampled, flops, source.noise)
+        lines += allocate.next_lines(tried, flops)
+        found["next"] = tried
     if args.inference_tokens:
         found["use"] = allocate.use(source.law, best.loss, args.inference_tokens)
         lines += allocate.use_lines(found["use"])
@@ -69,8 +73,8 @@ def main() -> None:
         lines += cost.lines(found["cost"])
     print("\n".join(lines))
     if args.json:
-        written = {"law": source.about, **{name: dataclasses.asdict(part) for name, part in found.items()}}
-        Path(args.json).write_text(json.dumps(written, indent=1) + "\n")
+        written = {"law": source.about, **found}
+        Path(args.json).write_text(json.dumps(written, indent=1, default=dataclasses.asdict) + "\n")
 
 
 if __name__ == "__main__":

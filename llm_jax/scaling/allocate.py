@@ -8,23 +8,22 @@ flops_per * N * D FLOPs. What a law does not know is not known here: see docs/sc
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from llm_jax.errors import UserError
-from llm_jax.scaling.laws import isoflop, published, repeated
-from llm_jax.scaling.laws.power import Kaplan
+from llm_jax.scaling import backtest, study
+from llm_jax.scaling.laws import published, repeated
 from llm_jax.scaling.laws.surface import Surface
+from llm_jax.scaling.next_run import Candidate
 
 LEVEL = 0.9  # of intervals
 SMALLEST, LARGEST = 1e2, 1e20  # parameters, and tokens, between which an answer is looked for
 SHARES = (1 / 2, 1 / 3, 1 / 4, 1 / 8)  # of the best size, that are shown
-KINDS = (Surface, isoflop.Frontier, Kaplan)  # that a file of fitted laws may hold
 
 
 class Law(Protocol):
@@ -37,11 +36,13 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A law, and where it is from. resampled: the same law with fields [repeats], where there is one."""
+    """A law, and where it is from. resampled: the same law with fields [repeats], where there is one; noise:
+    standard deviation of a run's log loss about it, where it was fitted."""
 
     law: Law
     resampled: Law | None
     about: str
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -209,34 +210,21 @@ def constrained(law: Law, flops: float, unique: float) -> Constrained:
 
 def load(spec: str, method: str = "") -> Source:
     """A published law by name, or one of a file that scripts/fit_scaling_law.py --json has written. method:
-    which, where the file has several.
+    which; "" = whose backtest was best at the best loss of a budget.
 
     Raises UserError for a name or file that is not there, and for a law that cannot be told from the file.
     """
     if not spec.endswith(".json"):
         found = published.law(spec)
         return Source(found.law, None, f"{spec}: {found.source}; N counts {found.counts} parameters")
-    try:
-        methods = dict(json.loads(Path(spec).read_text())["methods"])
-    except OSError as error:
-        raise UserError(f"--law={spec}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"--law={spec} is not of scripts/fit_scaling_law.py --json") from None
-    if not method and len(methods) == 1:
-        method = next(iter(methods))
+    content = study.read(Path(spec))
+    methods = content["methods"]
+    only = next(iter(methods)) if len(methods) == 1 else ""
+    method = method or content.get("chosen", {}).get(backtest.FRONTIER, only)
     if method not in methods:
         raise UserError(f"--law={spec} has {', '.join(methods)}: choose one by --method, by its backtest")
-    return _restore(f"{spec}: {method}", methods[method])
-
-
-def _restore(about: str, entry: Mapping[str, Any]) -> Source:
-    for kind in KINDS:
-        fields = dataclasses.fields(kind)
-        if all(f.name in entry for f in fields if f.default is dataclasses.MISSING):
-            law = kind(**{f.name: entry[f.name] for f in fields if f.name in entry})
-            drawn = {name: np.array(values) for name, values in entry.get("resamples", {}).items()}
-            return Source(law, dataclasses.replace(law, **drawn) if drawn else None, about)
-    raise UserError(f"{about} has the constants of no law of a best run, but {', '.join(sorted(entry))}")
+    law, resampled = study.law_of(methods[method])
+    return Source(law, resampled, f"{spec}: {method}", methods[method].get("residual", 0.0))
 
 
 def optimum_lines(best: Optimum) -> Iterator[str]:
@@ -275,3 +263,11 @@ def constrained_lines(best: Constrained) -> Iterator[str]:
     yield f"  {best.params:.4g} parameters, {best.tokens:.4g} tokens: {best.epochs:.3g} epochs"
     yield f"  {best.loss:.4f} nats a token: {best.given_up:.4f} more than with text without end"
     yield f"  {best.once:.4f} if each token is seen once and the compute goes into parameters"
+
+
+def next_lines(found: Sequence[Candidate], target: float) -> Iterator[str]:
+    yield f"the next run, to know the loss at {target:.4g} FLOPs better:"
+    for c in found:
+        size = f"{c.params:.4g} parameters, {c.tokens:.4g} tokens"
+        left = f"leave {c.left:.0%} of the forecast's deviation"
+        yield f"  {c.flops:.3g} FLOPs ({c.flops / target:.0%}): {size} {left}"
