@@ -44,7 +44,8 @@ def main() -> None:
     config, steps = cli.load_config(spec), cli.load_ladder(spec)
     if args.recipe:
         steps = dataclasses.replace(steps, recipe=RECIPES[args.recipe])
-    base = experiment.resolve(experiment.override(config, overrides))
+    config = experiment.override(config, overrides)
+    base = experiment.resolve(config, find_text=args.run)
     planned = ladder.describe(steps, base, ladder.plan(steps, base))
     print("\n".join(plan_lines(planned, steps, args.price)))
     if not args.run:
@@ -53,7 +54,7 @@ def main() -> None:
         parser.error("--run needs --workdir")
     directory = storage.path(args.workdir)
     with signals.stopping(args.max_seconds) as stop:
-        scored = Climb(steps, config, overrides, directory, HERE / "train.py", stop, say).run()
+        scored = Climb(steps, config, directory, HERE / "train.py", stop, say).run()
     print("\n".join(forecast_lines(forecast.read(directory / "forecast.json"))))
     print(score_line(scored))
     print(f"report: {report.write(directory)}")

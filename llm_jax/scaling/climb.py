@@ -12,7 +12,7 @@ Each budget's sizes are chosen when those before it are done, around the optimum
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,11 +40,10 @@ COLUMNS = {"D": "tokens", "C": "training_flops", "loss": "loss"}
 
 @dataclass(frozen=True)
 class Climb:
-    """config: what all runs share; common: dotted keys that are changed in it; program: scripts/train.py."""
+    """config: what all runs share; program: scripts/train.py."""
 
     ladder: Ladder
     config: ml_collections.ConfigDict
-    common: Mapping[str, Any]
     directory: Path
     program: Path
     stop: Stop
@@ -61,7 +60,7 @@ class Climb:
 
     def train(self) -> Runs:
         """The runs of every budget."""
-        base = experiments.resolve(experiments.override(self.config, self.common))
+        base = experiments.resolve(self.config)
         points: list[Overrides] = []
         runs = None
         for budget in self.ladder.budgets:
@@ -75,7 +74,7 @@ class Climb:
 
     def sweep(self, directory: Path, points: Sequence[Overrides], count: int) -> Runs:
         """Trains what of ``points`` is not trained yet."""
-        sweep = Sweep(directory, resolve(self.config, points, self.common))
+        sweep = Sweep(directory, resolve(self.config, points, {}))
         sweep.prepare(sweep.points, self.say)
         if any(sweep.status(point) not in SETTLED for point in sweep.points):
             with self.stop.deferred(), closing(Board(sweep, sweep.points)) as board:
@@ -95,7 +94,7 @@ class Climb:
         table = study.describe_table(self.directory / "runs" / "table.jsonl", runs, COLUMNS, "all")
         storage.write_text(path, json.dumps({"table": table} | found, indent=1) + "\n")
         whole = forecast.foretell(path, ladder.held_out)
-        base = experiments.resolve(experiments.override(self.config, self.common))
+        base = experiments.resolve(self.config)
         rung = ladders.held_out(ladder, base, whole.params)
         storage.write_text(self.directory / "held_out.json", json.dumps(rung.overrides, indent=1) + "\n")
         forecast.write(made, forecast.foretell(path, rung.flops, rung.params, rung.tokens))

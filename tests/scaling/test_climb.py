@@ -65,7 +65,7 @@ def climb(tmp_path, monkeypatch):
     config.data.text, config.data.validation = (str(tmp_path / "text.txt"),), "position"
     config.model.vocab_size, config.schedule.warmup_steps = 261, 1
     said = []
-    made = Climb(LADDER, config, {}, tmp_path / "ladder", tmp_path / "program.py", Stop(), said.append)
+    made = Climb(LADDER, config, tmp_path / "ladder", tmp_path / "program.py", Stop(), said.append)
     return made, said
 
 
