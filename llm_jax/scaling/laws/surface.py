@@ -12,7 +12,6 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
 from llm_jax.errors import UserError
 from llm_jax.scaling.laws.robust import DELTA, align
@@ -20,12 +19,14 @@ from llm_jax.scaling.laws.solver import Evaluate, minimise
 from llm_jax.scaling.runs import FLOPS_PER, Runs
 
 LEAST_RUNS = 6  # one more than constants
+STRAIGHT = 0.01  # of log D, about a line in log N: one ratio of tokens to parameters, or one budget
 REFIT_TOLERANCE = 1e-9  # of the objective: far below what noise moves it by
 # Appendix D.3 of Hoffmann et al.: 4,500 starts
 START_EXPONENTS = np.arange(0, 2.1, 0.5)
 START_LOG_E = np.arange(-1, 1.1, 0.5)
 START_LOG_COEFFICIENTS = np.arange(0, 25.1, 5)
 PROJECTED = np.linspace(0.05, 1.95, 20)  # of alpha and of beta
+POLISHED = 8  # of its points
 PART = slice(0, 1), slice(1, 3), slice(3, 5)  # of a row, by term of the sum
 PAIRS = tuple(itertools.combinations_with_replacement(range(3), 2))
 LINEAR, EXPONENTS = [0, 1, 3], [2, 4]  # of a row (log E, log A, alpha, log B, beta)
@@ -71,7 +72,7 @@ class Surface:
 
 def fit(runs: Runs, delta: float = DELTA) -> Surface:
     """From every start of the published grid, the best end. Raises UserError for fewer than 6 runs, and
-    where all have one size or one number of tokens."""
+    where sizes or tokens do not differ, or do so along one line in logs."""
     rows, values = solve_grid(runs, delta)
     return _law(runs, rows[values.argmin()])
 
@@ -89,36 +90,22 @@ def solve_grid(runs: Runs, delta: float = DELTA) -> tuple[np.ndarray, np.ndarray
 
 
 def fit_projected(runs: Runs, delta: float = DELTA) -> Surface:
-    """The same minimum by variable projection (Golub and Pereyra 1973): a search over alpha and beta alone,
-    where for each pair E, A and B follow from what is linear in them. A grid finds the valley, a simplex
-    (Nelder-Mead, as the objective's second derivative jumps) its bottom. Raises UserError as ``fit`` does."""
+    """The same minimum by variable projection (Golub and Pereyra 1973): over a grid of alpha and beta alone,
+    E, A and B follow from what is linear in them; from the lowest points of that valley steps in all five
+    find its bottom. Raises UserError as ``fit`` does."""
     _check(runs)
     evaluate = _huber(runs, delta)
-
-    def inner(pairs: np.ndarray, start: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-        """Best rows (log E, log A', log B') for pairs of alpha and beta, and their objectives."""
-
-        def of_linear(rows: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, ...]:
-            value, gradient, hessian, metric = evaluate(_joined(rows, pairs[which]), which)
-            part = np.ix_(range(len(rows)), LINEAR, LINEAR)
-            return value, gradient[:, LINEAR], hessian[part], metric[part]
-
-        return minimise(of_linear, start, len(runs), tolerance)
-
     grid = np.array(list(itertools.product(PROJECTED, PROJECTED)))
-    rows, values = inner(grid, _linear(runs, grid), 1e-6)
-    best, start = grid[values.argmin()], rows[[values.argmin()]]
-    found = minimize(
-        lambda pair: inner(pair[None], start, 1e-13)[1][0],
-        best,
-        method="Nelder-Mead",
-        options={
-            "xatol": 1e-9,
-            "fatol": 1e-30,
-            "initial_simplex": best + np.diff(PROJECTED)[0] * np.eye(3, 2),
-        },
-    )
-    return _law(runs, _joined(inner(found.x[None], start, 1e-13)[0], found.x[None])[0])
+
+    def of_linear(rows: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, ...]:
+        value, gradient, hessian, metric = evaluate(_joined(rows, grid[which]), which)
+        part = np.ix_(range(len(rows)), LINEAR, LINEAR)
+        return value, gradient[:, LINEAR], hessian[part], metric[part]
+
+    linear, values = minimise(of_linear, _linear(runs, grid), len(runs), 1e-6)
+    lowest = values.argsort()[:POLISHED]
+    rows, values = minimise(evaluate, _joined(linear, grid)[lowest], len(runs))
+    return _law(runs, rows[values.argmin()])
 
 
 def refit(
@@ -150,6 +137,12 @@ def _check(runs: Runs) -> None:
             raise UserError(
                 f"all {len(runs)} runs have one {name}, {values[0]:.4g}: a surface needs two or more"
             )
+    n, d = np.log(runs.params), np.log(runs.tokens)
+    if np.ptp(d - np.polyval(np.polyfit(n, d, 1), n)) < STRAIGHT:
+        raise UserError(
+            f"in all {len(runs)} runs tokens are one power of the size, so that the terms of N and D cannot be "
+            "told apart: add runs of another ratio or budget"
+        )
 
 
 def _centre(runs: Runs) -> tuple[float, float]:
@@ -221,7 +214,6 @@ def _linear(runs: Runs, exponents: np.ndarray) -> np.ndarray:
     powers = np.exp(-alpha * (np.log(runs.params) - n0)), np.exp(-beta * (np.log(runs.tokens) - d0))
     terms = np.stack([np.ones_like(powers[0]), *powers], -1) / runs.loss[:, None]
     gram = np.einsum("pni,pnj->pij", terms, terms)
-    gram += 1e-12 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(3)  # for D in proportion to N
     found = np.linalg.solve(gram, terms.sum(1)[..., None])[..., 0]
     return np.log(np.maximum(found, 0.01 * runs.loss.min()))
 
