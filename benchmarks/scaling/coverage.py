@@ -1,6 +1,6 @@
 """Whether 95% bootstrap intervals hold the truth in 95 of 100 cases, and what they give away for it.
 
-  python -m benchmarks.scaling.coverage [--repeats=1000] [--draws=400]
+  python -m benchmarks.scaling.coverage [--repeats=1000] [--draws=200]
 
 The truth is E + A/N^alpha + B/D^beta, the table 30 runs: 5 budgets of 1e18 to 1e20 FLOPs, 6 sizes each in
 steps of 2 about the best one, normal noise on log losses. Six designs:
@@ -127,7 +127,7 @@ def measure(name: str, repeats: int, draws: int, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=1000)
-    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     start = time.perf_counter()

@@ -126,3 +126,5 @@ def test_what_cannot_tell_five_constants_is_refused():
         flat = dataclasses.replace(runs, **{name: np.full(20, 1e8)})
         with pytest.raises(UserError, match=f"{word}, 1e.08: .* two or more"):
             surface.fit_projected(flat)
+    with pytest.raises(UserError, match=r"one power of the size .* add runs of another ratio"):
+        surface.fit(dataclasses.replace(runs, tokens=20 * runs.params))
