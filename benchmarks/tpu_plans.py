@@ -45,6 +45,13 @@ TINY = {
     "data.sequence_length": 1024,
     "tokenizer.vocab_size": 32_000,
 }
+
+
+def width(model_dim: int, num_layers: int) -> dict:
+    """A shape of configs/ladder_pod.py, whose heads have 64 features."""
+    return {"model.model_dim": model_dim, "model.num_layers": num_layers, "model.num_heads": model_dim // 64}
+
+
 # {name: (topology, slices, config, changes)}; rows a device follow from global_batch_size
 CASES = {
     "8b_v5p": ("v5p:4x4x8", 1, "llama_8b", {"global_batch_size": 128}),
@@ -72,6 +79,8 @@ CASES = {
         "llama_1b",
         {"global_batch_size": 32, "accumulation": 1, "mesh.replica": 2},
     ),
+    "ladder_pod_smallest": ("v5p:4x4x8", 1, "ladder_pod", width(512, 8)),
+    "ladder_pod_held_out": ("v5p:4x4x8", 1, "ladder_pod", width(2560, 32)),
     "tiny_tpu7x": ("tpu7x:2x2x1", 1, "llama_8b", TINY | {"global_batch_size": 8, "mesh.fsdp": 4}),
 }
 

@@ -1,7 +1,7 @@
 """A scaling law on 128 chips of TPU v5p in a day: five budgets, seven sizes each, and 1e21 FLOPs foretold.
 
   python scripts/ladder.py --tier=pod --price=4.2                  # the plan
-  python -m benchmarks.scaling.pod                                 # its largest runs, compiled for the chips
+  python -m benchmarks.tpu_plans --only=ladder_pod_held_out        # compiled for the chips, with none
   python scripts/ladder.py --tier=pod --run --workdir=gs://... --config.data.text=corpus/
 
 Rows of 2,048 tokens of a vocabulary of 32,768, the modern preset. Planned and compiled, not run: 45% MFU is
@@ -13,9 +13,8 @@ from llm_jax.scaling.recipes import Recipe
 from llm_jax.training.experiment import default_config, override
 from llm_jax.training.presets import MODERN
 
-SHAPES = (
-    (512, 8), (640, 9), (768, 10), (896, 12), (1024, 14), (1280, 16), (1536, 20), (1792, 24), (2048, 26), (2560, 32)
-)  # fmt: skip
+WIDTHS = (512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560)
+LAYERS = (8, 9, 10, 12, 14, 16, 20, 24, 26, 32)
 SPEED = 128 * 459e12 * 0.45  # chips, peak, MFU
 
 
@@ -42,7 +41,7 @@ def get_config(arg=""):
 
 def ladder(arg=""):
     return Ladder(
-        shapes=tuple(Shape(*shape) for shape in SHAPES),
+        shapes=tuple(Shape(*shape) for shape in zip(WIDTHS, LAYERS, strict=True)),
         head_dim=64,
         budgets=(1e18, 3e18, 1e19, 3e19, 1e20),
         held_out=1e21,

@@ -81,8 +81,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What is written to samples.txt: ``count`` continuations of ``prompt``, ``tokens`` long; 0 = nothing. For
-    an encoder the prompt holds blanks, written <mask>. every: steps between samples, 0 = only at the end."""
+    """What is written to samples.txt: ``count`` continuations of ``prompt``, ``tokens`` long; 0 = nothing.
+    For an encoder the prompt holds blanks, written <mask>. every: steps between samples, 0 = only at the
+    end."""
 
     prompt: str = runtime("")
     count: int = runtime(2)
