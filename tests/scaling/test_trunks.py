@@ -32,12 +32,12 @@ def of(**changes):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_two_runs_part_where_their_rates_do(name):
-    """Found again step by step, whatever the schedule."""
+    """Whatever the schedule: equal before, and not in every step of the dispatch after."""
     short, long = of(schedule__name=name), of(schedule__name=name, steps=330)
     step = branch_step(short, long)
     one, other = (e.schedule.build(e.optimizer.learning_rate, e.steps) for e in (short, long))
     assert step % 5 == 0 and step < 200
-    assert all(one(count) == other(count) for count in range(max(0, step - 15), step))
+    assert all(one(count) == other(count) for count in {0, step // 2, step - 1} if 0 <= count < step)
     assert step == 195 or any(one(count) != other(count) for count in range(step, step + 5))
 
 
