@@ -140,8 +140,8 @@ def _check(runs: Runs) -> None:
     n, d = np.log(runs.params), np.log(runs.tokens)
     if np.ptp(d - np.polyval(np.polyfit(n, d, 1), n)) < STRAIGHT:
         raise UserError(
-            f"tokens are one power of the size in all {len(runs)} runs, which cannot tell the terms of N and D "
-            "apart: add runs of another ratio or budget"
+            f"tokens are one power of the size in all {len(runs)} runs, which cannot tell the terms of N and "
+            "D apart: add runs of another ratio or budget"
         )
 
 
