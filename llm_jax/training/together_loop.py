@@ -2,7 +2,8 @@
 alone, by the same hands: whoever reads it need not know.
 
 All are saved at the same steps, one after another; after a kill all go on from the newest step that all have.
-One that diverges is given up and keeps its place in the program, which changes nothing for the others.
+One that diverges is given up and keeps its place in the program, which changes nothing for the others. The
+seconds of a dispatch are the whole group's, in every run; tokens a second are a run's own.
 """
 
 from __future__ import annotations
@@ -166,15 +167,18 @@ class Runs:
         return states
 
     def open_logs(self, start: int, stack: ExitStack) -> Iterator[tuple[Batch, ...]]:
-        """Until ``stack`` closes them. Gives what all train on, dispatch by dispatch."""
+        """Until ``stack`` closes them. Gives what all train on, dispatch by dispatch. Who is given up has no
+        log any more: a start would end its story earlier."""
         e, all_batches = self.shared.experiment, []
         first, end = start // e.steps_per_dispatch, e.steps // e.steps_per_dispatch
         for index, m in enumerate(self.members):
-            bad_steps = BadSteps(m.directory, m.checkpointer, e.guard.patience)
-            console = Console(quiet=True) if index else None  # one line for all: the first one's
-            m.log = stack.enter_context(closing(StepLog(m.program, m.directory, start, bad_steps, console)))
-            own = stack.enter_context(closing(m.program.batches.iterate(first, end)))
-            all_batches.append(m.log.timed(own))
+            batches = stack.enter_context(closing(m.program.batches.iterate(first, end)))
+            if not m.given_up:
+                bad_steps = BadSteps(m.directory, m.checkpointer, e.guard.patience)
+                console = Console(quiet=True) if index else None  # one line for all: the first one's
+                log = StepLog(m.program, m.directory, start, bad_steps, console)
+                m.log, batches = stack.enter_context(closing(log)), log.timed(batches)
+            all_batches.append(batches)
         return zip(*all_batches, strict=True)
 
     def steps(self, states: State, start: int, batches: Iterator[tuple[Batch, ...]], stop: Stop) -> State:

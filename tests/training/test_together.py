@@ -129,6 +129,10 @@ def test_who_diverges_ends_alone(group, mixed):
 
 
 def test_one_that_diverged_stays_so(mixed, trained):
+    with pytest.raises(Stopped, match="at step 10 of 20, which is saved"):
+        trained("cut_mixed", [WILD, FREE[1]], After(2))
+    cut = trained("cut_mixed", [WILD, FREE[1]])
+    assert [story(one) for one in cut] == [story(one) for one in mixed]
     with pytest.raises(UserError, match="3 bad steps in a row up to step 4"):
         trained("mixed", [WILD])
 
