@@ -4,13 +4,15 @@
 
 A small decoder under WSD with horizons of 500 to 4,000 steps, as one sweep by one worker: as it is, where the
 shorter ones branch off the longest, and with a runtime field set apart in each point, so that all are trained
-alone. The times are of the whole command: each point starts a process and compiles. Exits 1 unless metrics,
-samples and every array of all four are the same. Writes benchmarks/results/trunks.json.
+alone. The times are of the whole command, of the clock and of all its processors: each point starts a process
+and compiles. Exits 1 unless metrics, samples and every array of all four are the same. Writes
+benchmarks/results/trunks.json.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import sys
 import tempfile
@@ -26,6 +28,7 @@ VALUES = {
     "steps_per_dispatch": 10,
     "mesh.cpu_devices": 2,
     "data.text": ("python:docs",),
+    "data.validation_fraction": 0.05,
     "data.sequence_length": 64,
     "model.num_layers": 2,
     "model.model_dim": 64,
@@ -49,18 +52,24 @@ def sweep(arg=""):
 """
 
 
-def sweep(root: Path, name: str) -> tuple[float, list[dict]]:
-    """(seconds, rows of the table) of a whole sweep."""
+def sweep(root: Path, name: str) -> tuple[dict[str, float], list[dict]]:
+    """({clock: seconds}, rows of the table) of a whole sweep."""
     config, log = root / "config.py", root / f"{name}.log"
     config.write_text(CONFIG.format(values=VALUES, horizons=HORIZONS))
     command = harness.script("sweep.py", f"--config={config}:{name}", f"--workdir={root / name}")
-    began = time.monotonic()
+    began, spent = time.monotonic(), processors()
     code = harness.start(command, log, root / f"{name}_cache").wait()
-    seconds = time.monotonic() - began
+    seconds = {"wall": time.monotonic() - began, "processors": processors() - spent}
     if code:
         raise SystemExit(f"the sweep failed (exit code {code}):\n{log.read_text()[-3000:]}")
-    print(f"{name}: {seconds:.1f} s", flush=True)
+    print(f"{name}: {seconds}", flush=True)
     return seconds, [json.loads(line) for line in (root / name / "table.jsonl").read_text().splitlines()]
+
+
+def processors() -> float:
+    """Seconds that all processes which have ended had of them."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -85,13 +94,14 @@ def main() -> None:
         "loss_standard_errors": [row["loss_se"] for row in rows],
         "flops": flops,
         "flops_saved": saved / flops,
-        "seconds_alone": round(alone_seconds, 1),
-        "seconds_shared": round(seconds, 1),
-        "seconds_saved": 1 - seconds / alone_seconds,
+        "seconds_alone": {clock: round(value, 1) for clock, value in alone_seconds.items()},
+        "seconds_shared": {clock: round(value, 1) for clock, value in seconds.items()},
+        "seconds_saved": {clock: 1 - value / alone_seconds[clock] for clock, value in seconds.items()},
         "identical": not found,
     }
     record.write("trunks", content)
-    print(f"saved: {saved / flops:.1%} of FLOPs, {content['seconds_saved']:.1%} of time")
+    shares = ", ".join(f"{share:.1%} by {clock}" for clock, share in content["seconds_saved"].items())
+    print(f"saved: {saved / flops:.1%} of FLOPs; time: {shares}")
     if found:
         sys.exit(f"what differs is in {root}: {', '.join(found[:4])}")
     shutil.rmtree(root)
