@@ -13,16 +13,22 @@ KINDS = (resample.PARAMETRIC, resample.CASE)
 NOISE = 0.005
 
 
-def runs_of(noise):
+def runs_of(noise, step=2.0):
     """5 budgets of 6 sizes, and normal noise on log losses: [repeats] tables, where it has repeats."""
     flops = np.repeat(np.geomspace(1e18, 1e20, 5), 6)
-    params = TRUE.optimum(flops)[0] * np.tile(2.0 ** np.arange(-2.5, 3), 5)
+    params = TRUE.optimum(flops)[0] * np.tile(step ** np.arange(-2.5, 3), 5)
     tokens = flops / (6 * params)
     return Runs(params, tokens, flops, TRUE.loss(params, tokens) * np.exp(noise))
 
 
 def drawn(runs, kind, repeats=200, seed=0, law=TRUE):
     return resample.resample(law, runs, surface.refit, kind, repeats, seed)
+
+
+def losses_drawn(law, runs, repeats=10):
+    seen = []
+    resample.resample(law, runs, lambda *given: seen.append(given), repeats=repeats)
+    return seen[0][3]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,13 +64,12 @@ def test_noise_is_seen_in_what_residuals_the_fit_has_left():
     widths = [np.ptp(resample.interval(drawn(runs_of(k * noise), resample.PARAMETRIC).a)) for k in (1, 2)]
     assert 1.7 < widths[1] / widths[0] < 2.3
 
-    seen = []
     runs = runs_of(noise).take(np.arange(7))
-    resample.resample(TRUE, runs, lambda *given: seen.append(given), repeats=4000)
-    away = np.log(seen[0][3] / TRUE.loss(runs.params, runs.tokens))
-    assert (
-        np.mean(away**4) / np.mean(away**2) ** 2 > 4
-    )  # 3 of a normal deviation, infinite of 2 degrees of freedom
+    there = TRUE.loss(runs.params, runs.tokens)
+    away = np.log(losses_drawn(TRUE, runs, repeats=4000) / there)
+    assert np.mean(away**4) / np.mean(away**2) ** 2 > 4  # 3 of normal noise, infinite of 2 degrees of freedom
+    sigma = np.sqrt(np.pi / 2) * np.sum(np.abs(np.log(runs.loss / there))) / (7 - 5)
+    assert abs(np.median(np.abs(away)) / (0.8165 * sigma) - 1) < 0.05  # the median of |t|, 2 degrees
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,6 +86,14 @@ def test_a_law_of_minima_alone_is_resampled_about_its_parabolas(kind):
     many = resample.resample(isoflop.fit(runs), runs, isoflop.refit, kind, 50)
     low, high = resample.interval(many.a)
     assert low < TRUE.a < high and high - low < 0.3
+
+
+def test_runs_that_no_parabola_reaches_have_losses_too():
+    runs = runs_of(np.zeros(30), step=5.0)
+    assert np.isnan(isoflop.fitted(runs)).any()
+    np.testing.assert_allclose(
+        losses_drawn(isoflop.fit(runs), runs), runs.loss[None].repeat(10, 0), rtol=0.05
+    )
 
 
 def test_an_interval_holds_its_share_of_further_draws_however_few_there_are():
