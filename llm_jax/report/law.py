@@ -26,7 +26,7 @@ FORMS = {
     Frontier: "L* = E + K C^-gamma, N* = G C^a, D* = H C^b",
     Kaplan: "L = [(Nc/N)^(alpha_N/alpha_D) + Dc/D]^alpha_D, of runs that cost flops_per N D",
 }
-MOST_ROWS = 500  # of the run table
+FIRST, MOST_ROWS = ("of", "index", "loss", "training_flops"), 500  # of the run table
 
 
 def write(directory: str | Path, out: str | Path | None = None) -> Path:
@@ -55,7 +55,7 @@ def page(found: Findings) -> str:
         f'<h2>Curves</h2><div class="charts">{law_charts.charts(found)}</div>',
         f"<h2>Forecast and score</h2>{foretold(found)}" if found.ladder else "",
         f"<h2>Methods</h2>{methods(found)}",
-        f"<h2>Constants</h2><p>With 95% intervals of resampled fits.</p>{constants(found)}",
+        f"<h2>Constants</h2><p>95% intervals are of resampled fits.</p>{constants(found)}",
         f"<h2>Backtest</h2>{tested(found)}",
         f"<h2>IsoFLOP minima</h2>{minima(found)}" if found.budgets else "",
         f"<h2>Sensitivity</h2>{sensitivity(found)}",
@@ -99,7 +99,8 @@ def cards(found: Findings) -> str:
     entry = found.content["methods"][name]
     low, high = entry.get("intervals", {}).get("a", (None, None))
     numbers = {f"a of N* ~ C^a, by {name}": f"{entry['a']:.4f}"}
-    numbers |= {"its 95% interval": f"{low:.4f} to {high:.4f}"} if low is not None else {}
+    if low is not None:
+        numbers["its 95% interval"] = f"{low:.4f} to {high:.4f}" if low < high else "fixed by its form"
     if found.budgets:
         inside = sum(budget.interior for budget in found.budgets)
         numbers["budgets with their minimum inside"] = f"{inside} of {len(found.budgets)}"
@@ -159,7 +160,7 @@ def constants(found: Findings) -> str:
         rows = []
         for method, entry in entries.items():
             rows.append((method, *(digits(entry[name]) if name in entry else "-" for name in names)))
-            for i, end in enumerate(("from", "to") if "intervals" in entry else ()):
+            for i, end in enumerate(("95% from", "95% to") if "intervals" in entry else ()):
                 ends = (entry["intervals"].get(name) for name in names)
                 rows.append((end, *(digits(both[i]) if both else "" for both in ends)))
         if rows:
@@ -226,14 +227,15 @@ def sensitivity(found: Findings) -> str:
 def runs(rows: Sequence[Mapping[str, Any]]) -> str:
     """The run table: what is the same in all rows as a list, the rest in columns."""
     flat = [html.flatten(row) for row in rows]
-    names = list(dict.fromkeys(name for row in flat for name in row))
+    known = dict.fromkeys(name for row in flat for name in row)
+    names = list(dict.fromkeys([*(name for name in FIRST if name in known), *known]))
     values = {name: {str(row.get(name)) for row in flat} for name in names}
     same = {name: flat[0][name] for name in names if len(flat) > 1 and len(values[name]) == 1}
     differ = [name for name in names if name not in same]
-    known = ", ".join(f"{name} = {cell(value)}" for name, value in same.items() if value is not None)
+    said = ", ".join(f"{name} = {cell(value)}" for name, value in same.items() if value is not None)
     shown = table(differ, [[cell(row.get(name)) for name in differ] for row in flat[:MOST_ROWS]])
     left = f"<p>{len(flat) - MOST_ROWS} more are not shown.</p>" if len(flat) > MOST_ROWS else ""
-    return (f"<p>In all of them: {escape(known)}</p>" if known else "") + shown + left
+    return (f"<p>In all of them: {escape(said)}</p>" if said else "") + shown + left
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

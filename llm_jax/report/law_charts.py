@@ -16,10 +16,12 @@ from llm_jax.scaling.laws.isoflop import Budget
 from llm_jax.scaling.laws.methods import Law
 from llm_jax.scaling.runs import Runs
 
-PALETTE = (*svg.COLOURS, "#0891b2", "#db2777")  # of methods, the same in all charts, and of budgets
+PALETTE = (*svg.COLOURS, "#0891b2", "#db2777")  # of methods, the same in all charts
 INK, GREY = "#0f172a", "#94a3b8"  # of what was seen, and of 0
 POINTS = 60  # of a law's line
+MOST_NAMES = 8  # of budgets, in a legend
 BESIDE = 1.02  # between points of two methods at one place
+ROOM = 1.3  # to the right of the points, for a legend of many methods
 
 
 def charts(found: Findings) -> str:
@@ -30,19 +32,20 @@ def charts(found: Findings) -> str:
 
 
 def isoflops(found: Findings) -> tuple[str, str]:
-    series = []
+    series, count = [], len(found.budgets)
     for i, budget in enumerate(found.budgets):
-        colour, at = PALETTE[i % len(PALETTE)], found.at(budget)
+        at, colour = found.at(budget), f"hsl({230 * (1 - i / max(1, count - 1)):.0f} 70% 42%)"
+        named = short(float(f"{budget.flops:.2g}")) if i % -(-count // MOST_NAMES) == 0 else ""
         tips = [tip(at, j) for j in range(len(at))]
-        named = short(float(f"{budget.flops:.2g}"))
         series.append(Series(named, at.params, at.loss, joined=False, colour=colour, tips=tips))
-        line = valley(budget, at)
-        series.append(Series("", line, budget.at(line), colour=colour))
+        if budget.interior:  # another's is an extrapolation, and may be anything
+            line = valley(budget, at)
+            series.append(Series("", line, budget.at(line), colour=colour))
         series.append(lowest(found, budget, colour))
     chart = svg.chart("loss over N, by FLOPs, nats a token", series, "N, parameters", log_x=True)
     return chart, (
-        "Each parabola should have its lowest point (large dot) well inside the sizes tried; a ring is "
-        " the lower end of one that has its minimum elsewhere, which no frontier goes through."
+        "Each budget should have its lowest point (large dot) well inside the sizes tried; a ring is the "
+        "best run of one that has not, which no frontier goes through."
     )
 
 
@@ -126,7 +129,7 @@ def residuals(found: Findings) -> tuple[str, str]:
 def trials(found: Findings, kind: str) -> tuple[str, str]:
     """The backtest of one question."""
     names, tried = list(found.laws), [t for t in found.content["backtest"] if t["kind"] == kind]
-    series = [zero(1.0, max(t["flops"] / t["origin"] for t in tried))] if tried else []
+    series = [zero(1.0, ROOM * max(t["flops"] / t["origin"] for t in tried))] if tried else []
     for i, name in enumerate(names):
         own = [t for t in tried if t["method"] == name]
         beside = BESIDE ** (i - (len(names) - 1) / 2)
@@ -137,8 +140,8 @@ def trials(found: Findings, kind: str) -> tuple[str, str]:
         ]
         x, y = [beside * t["flops"] / t["origin"] for t in own], [100 * t["error"] for t in own]
         series.append(Series(name, x, y, joined=False, colour=colour_of(found, name), tips=says))
-    title = {backtest.FRONTIER: "best loss of a budget", backtest.RUNS: "loss of a run"}[kind]
-    chart = svg.chart(f"backtest, {title}: error, percent", series, "times the compute fitted", log_x=True)
+    title = {backtest.FRONTIER: "best losses", backtest.RUNS: "single runs"}[kind]
+    chart = svg.chart(f"backtest: {title}, percent off", series, "times the compute fitted", log_x=True)
     return chart, (
         "A method to believe stays near 0 and does not drift to one side further ahead; above 0 it foretold "
         "too high a loss. Methods are set side by side, with at most 500 points each."
@@ -162,7 +165,7 @@ def laws(found: Findings, what: Callable[[Law, np.ndarray], np.ndarray]) -> tupl
 
 
 def minima(found: Findings, what: Callable[[Series], list[float]]) -> list[Series]:
-    """The lowest points of all budgets, over compute."""
+    """The minima of all budgets over compute, rings for what is none."""
     dots = [(budget.flops, lowest(found, budget, INK)) for budget in found.budgets]
     return [
         dot._replace(name="minima" if i == 0 else "", x=[flops], y=what(dot), radius=4)
@@ -180,21 +183,18 @@ def everything(runs: Runs) -> list[Series]:
 
 
 def valley(budget: Budget, at: Runs) -> np.ndarray:
-    """Sizes to draw a parabola over: those tried that are not too far from the best for it."""
-    best = at.params[np.argmin(at.loss)]
-    low, high = (max(at.params.min(), best / isoflop.WINDOW), min(at.params.max(), best * isoflop.WINDOW))
-    return np.geomspace(low, high, POINTS)
+    """Sizes to draw a parabola over: those tried, without the ends where it is far above all runs."""
+    line = np.geomspace(at.params.min(), at.params.max(), POINTS)
+    return line[budget.at(line) <= 1.02 * at.loss.max()]
 
 
 def lowest(found: Findings, budget: Budget, colour: str) -> Series:
-    """The minimum; a ring at the lower end of a parabola that has none within its sizes."""
-    if budget.interior:
-        x, says = budget.params, "minimum"
-    else:
-        line = valley(budget, found.at(budget))
-        x, says = line[np.argmin(budget.at(line))], "no minimum among the sizes tried; the lower end"
-    y = float(budget.at(x))
-    says = f"{short(budget.flops)} FLOPs: {says}, N = {short(x)}, loss {y:.4f}"
+    """A budget's minimum, or a ring at its best run where it has none within its sizes."""
+    at = found.at(budget)
+    best = np.argmin(at.loss)
+    x, y = (budget.params, budget.loss) if budget.interior else (at.params[best], at.loss[best])
+    what = "minimum" if budget.interior else "no minimum among the sizes tried; the best run"
+    says = f"{short(budget.flops)} FLOPs: {what}, N = {short(x)}, loss {y:.4f}"
     return Series("", [x], [y], True, False, 6, not budget.interior, colour, [says])
 
 
