@@ -92,7 +92,7 @@ def fit(runs: Runs, method: Method, repeats: int, seed: int, kind: str) -> dict[
         entry["objective"] = surface.objective(law, chosen)
     entry["residual"] = residual(law, chosen)
     if repeats:
-        drawn = resample.resample(law, chosen, method.refit, kind, repeats, seed)
+        drawn = resample.resample(law, chosen, method.refit, kind, repeats, seed, method.by)
         values = {**vars(drawn), "a": drawn.a}
         arrays = {name: value for name, value in values.items() if np.ndim(value)}
         entry["intervals"] = {name: list(resample.interval(v, LEVEL)) for name, v in arrays.items()}

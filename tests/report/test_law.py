@@ -106,7 +106,7 @@ def test_it_holds_the_numbers(whole):
     for budget in found.budgets:
         assert law.digits(budget.params) in page
     assert "+5.00%" in page  # of the surface with another delta
-    assert "not fitted: envelope: the table has no column" in page
+    assert "not fitted: an envelope needs a column" in page
     assert page.count("<td>ladder</td>") == 15 and page.count("<td>held out</td>") == 1
     assert "status = finished" in page and "<th>overrides.model.model_dim</th>" in page
 

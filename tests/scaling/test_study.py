@@ -30,7 +30,7 @@ def test_methods_have_constants_intervals_and_a_backtest(found):
     assert set(entry["backtest"]) == {"runs", "frontier"}
     assert set(found["methods"]["frontier"]["backtest"]) == {"frontier"}
     assert found["chosen"]["runs"] in ("projected", "tied")
-    assert "no column 'run_name'" in found["failed"]["envelope"]
+    assert "needs a column 'run_name'" in found["failed"]["envelope"]
     assert len(found["budgets"]) == 4 and len(found["backtest"]) > 10
 
 

@@ -62,9 +62,7 @@ def envelope(runs: Runs, by: str = RUN) -> Envelope:
 def _curves(runs: Runs, by: str) -> list[np.ndarray]:
     """Indices of each run's rows, from its first to its last."""
     if by not in runs.columns:
-        raise UserError(
-            f"envelope: the table has no column {by!r} to tell runs by: {', '.join(runs.columns)}"
-        )
+        raise UserError(f"an envelope needs a column {by!r}, to tell the rows of a run by")
     names = runs.columns[by]
     order = np.argsort(runs.flops, kind="stable")
     return [order[names[order] == name] for name in np.unique(names)]

@@ -20,13 +20,14 @@ class Method(NamedTuple):
     """fit: (runs) -> law. refit: (law, runs, weights [repeats, runs], losses or None) -> law of arrays.
 
     about: one line. runs: which of a table's runs are fitted. quick: finds what ``fit`` finds, where it has
-    to be found often."""
+    to be found often. by: a column whose rows of one value are resampled together."""
 
     about: str
     fit: Callable[[Runs], Law]
     refit: Callable[..., Law]
     runs: Callable[[Runs], Runs] = lambda runs: runs
     quick: Callable[[Runs], Law] | None = None
+    by: str = ""
 
 
 def near_optimum(runs: Runs) -> Runs:
@@ -39,7 +40,7 @@ def near_optimum(runs: Runs) -> Runs:
         at = np.abs(np.log(runs.flops / budget.flops)) <= 2 * isoflop.TOLERANCE
         kept |= at & (runs.loss <= (1 + NEAR) * runs.loss[at].min())
     if not kept.any():
-        raise UserError("near: no isoFLOP budget has its minimum within the sizes tried")
+        raise UserError("no isoFLOP budget has its minimum within the sizes tried")
     return runs.take(kept)
 
 
@@ -54,6 +55,8 @@ METHODS = {
     "tied": Method("the surface with one exponent for N and D", tied.fit, tied.refit),
     "near": Method("the surface near the isoFLOP minima", surface.fit_projected, surface.refit, near_optimum),
     "frontier": Method("power laws through the isoFLOP minima", isoflop.fit, isoflop.refit),
-    "envelope": Method("power laws along the envelope of training curves", envelope.fit, envelope.refit),
+    "envelope": Method(
+        "power laws along the envelope of training curves", envelope.fit, envelope.refit, by=envelope.RUN
+    ),
     "kaplan": Method("[(Nc/N)^(aN/aD) + Dc/D]^aD, no irreducible loss", power.fit, power.refit),
 }

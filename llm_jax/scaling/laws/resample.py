@@ -43,9 +43,11 @@ def resample(
     nothing to tell the noise from.
     """
     draw = np.random.default_rng(seed)
-    if kind == CASE:
-        weights = draw.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), repeats).astype(float)
-        return refit(law, runs, weights, None)
+    if kind == CASE or by:
+        which = np.unique(runs.columns[by], return_inverse=True)[1] if by else np.arange(len(runs))
+        count = which.max() + 1
+        weights = draw.multinomial(count, np.full(count, 1 / count), repeats).astype(float)
+        return refit(law, runs, weights[:, which], None)
     if kind != PARAMETRIC:
         raise UserError(f"bootstrap {kind!r} is none of {PARAMETRIC}, {CASE}")
     there, constants = _expected(law, runs)

@@ -60,7 +60,7 @@ def test_refit_takes_what_was_drawn():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="no column 'name'"):
+    with pytest.raises(UserError, match="needs a column 'name'"):
         envelope.fit(curves(), by="name")
     with pytest.raises(UserError, match="0 sizes that are best"):
         envelope.fit(curves(sizes=2))

@@ -114,3 +114,12 @@ def test_what_cannot_be_drawn_is_refused():
         drawn(runs, "jackknife")
     with pytest.raises(UserError, match=r"5 constants leave no noise to be seen in 5 runs: add runs"):
         drawn(runs.take(np.arange(5)), resample.PARAMETRIC)
+
+
+def test_rows_of_a_run_are_drawn_together():
+    runs, seen = runs_of(np.zeros(30)), []
+    runs = dataclasses.replace(runs, columns={"run": np.repeat(["a", "b", "c", "d", "e"], 6)})
+    resample.resample(TRUE, runs, lambda *given: seen.append(given), repeats=50, by="run")
+    weights = seen[0][2].reshape(50, 5, 6)
+    assert np.all(weights == weights[:, :, :1]) and np.all(weights[:, :, 0].sum(-1) == 5)
+    assert len(np.unique(weights[:, :, 0], axis=0)) > 10
