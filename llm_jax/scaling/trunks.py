@@ -24,7 +24,6 @@ from llm_jax.training.experiment import Experiment
 from llm_jax.training.rundir import RunDirectory
 from llm_jax.training.samples import SampleFile
 
-
 LENGTH = 1 << 14  # of the arrays that learning rates are computed in, a multiple
 
 

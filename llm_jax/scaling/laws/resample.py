@@ -35,6 +35,7 @@ def resample(
     kind: str = PARAMETRIC,
     repeats: int = 1000,
     seed: int = 0,
+    by: str = "",
 ) -> Any:
     """The law with fields [repeats], of as many drawn tables.
 
