@@ -79,7 +79,6 @@ CASES = {
         "llama_1b",
         {"global_batch_size": 32, "accumulation": 1, "mesh.replica": 2},
     ),
-    "ladder_pod_smallest": ("v5p:4x4x8", 1, "ladder_pod", width(512, 8)),
     "ladder_pod_held_out": ("v5p:4x4x8", 1, "ladder_pod", width(2560, 32)),
     "tiny_tpu7x": ("tpu7x:2x2x1", 1, "llama_8b", TINY | {"global_batch_size": 8, "mesh.fsdp": 4}),
 }
