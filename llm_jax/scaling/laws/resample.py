@@ -8,11 +8,11 @@ Two ways to draw another table (Efron and Tibshirani 1993, chapters 6 and 9):
                 another, sigma sqrt((n - p) / chi^2), so that of few runs intervals are as wide as Student's
     case        runs with replacement. Needs no equal noise, and not that the law is right, but many runs
 
-The default is parametric, with percentile intervals. On 30 runs, in 6 designs with noise of 0.3 to 1%, its 95%
-intervals of ``a`` and of a 10x forecast hold the truth in 96.0 to 97.4% of 1,000 tables and are 1.08 to 1.24
-times as wide as the true spread; by case it is 97.6 to 99.3% and 1.13 to 1.41 (python -m benchmarks.scaling.
-coverage). Either knows of noise alone: a wrong form, or a hyperparameter that drifts with scale, is seen by a
-backtest.
+The default is parametric, with percentile intervals. On 30 runs, in 6 designs with noise of 0.3 to 1%, its
+95% intervals of ``a`` and of a 10x forecast hold the truth in 96.0 to 97.4% of 1,000 tables and are 1.08 to
+1.24 times as wide as the true spread; by case it is 97.6 to 99.3% and 1.13 to 1.41
+(python -m benchmarks.scaling.coverage). Either knows of noise alone: a wrong form, or a hyperparameter that
+drifts with scale, is seen by a backtest.
 """
 
 from __future__ import annotations
