@@ -42,9 +42,9 @@ def resample(
     """The law with fields [repeats], of as many drawn tables.
 
     law: fitted to ``runs``; refit: (law, runs, weights [repeats, runs], losses [repeats, runs] or None) to a
-    law of arrays; by: a column, whose equal values are drawn together, as the rows of one training run are, by
-    case whatever the kind. Raises UserError for an unknown kind, and for no more runs than constants, which leave
-    nothing to tell the noise from.
+    law of arrays; by: a column, whose equal values are drawn together, as the rows of one training run are,
+    by case whatever the kind. Raises UserError for an unknown kind, and for no more runs than constants,
+    which leave nothing to tell the noise from.
     """
     draw = np.random.default_rng(seed)
     if kind == CASE or by:
