@@ -81,7 +81,7 @@ def verdict(found: Findings) -> str:
         first, *others = sorted(scores, key=scores.__getitem__) or [None]
         others = [
             name for name in others if scores[name] > scores[first]
-        ]  # one that finds the same is no other
+        ]  # not the same twice
         question = QUESTIONS[kind][0].upper() + QUESTIONS[kind][1:]
         if first:
             against = f"; {others[0]}, the next, by {scores[others[0]]:.2%}" if others else ""
