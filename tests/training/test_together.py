@@ -128,9 +128,11 @@ def test_who_diverges_ends_alone(group, mixed):
     assert end["step"] == 4 and end["bad_in_row"] == 3  # step 1 is the one that goes wrong
 
 
-def test_one_that_diverged_stays_so(mixed, trained):
-    with pytest.raises(Stopped, match="at step 10 of 20, which is saved"):
-        trained("cut_mixed", [WILD, FREE[1]], After(2))
+def test_one_that_diverged_stays_so(mixed, trained, root):
+    with pytest.raises(Stopped, match="at step 5 of 20, which is saved"):
+        trained("cut_mixed", [WILD, FREE[1]], After(1))
+    # As if the group had been killed before: it begins anew, but for the one whose story has ended.
+    shutil.rmtree(root / "cut_mixed" / "1" / "checkpoints")
     cut = trained("cut_mixed", [WILD, FREE[1]])
     assert [story(one) for one in cut] == [story(one) for one in mixed]
     with pytest.raises(UserError, match="3 bad steps in a row up to step 4"):
