@@ -5,13 +5,13 @@
   sbatch --array=0-5 --wrap='python scripts/sweep.py --config=F --workdir=D --index=$SLURM_ARRAY_TASK_ID'
 
 The config file has sweep() beside get_config(): a list of points, each a dict of what differs from the config
-(llm_jax/scaling/points.py). --config.KEY=VALUE sets a key in all of them. Every point is checked before the
-first one runs; each is trained by scripts/train.py in a process of its own, so that one which fails does not
-end the others, and its run directory is WORKDIR/runs/FINGERPRINT. Points that differ in ``steps`` alone share
-their beginning while their learning rates agree (llm_jax/scaling/trunks.py). The table of all is
-WORKDIR/table.csv and .jsonl. Several of these commands may run at once, with --index or without: none trains
-a point that another is training. Ctrl-C and SIGTERM save and say how to go on. Exit code 1: a point has
-failed. --emit=SCHEDULER writes a job that trains every point (scripts/launch.py).
+(llm_jax/scaling/points.py). --config.KEY=VALUE sets a key in all. Every point is checked before the first one
+runs; each is trained by scripts/train.py in a process of its own, in WORKDIR/runs/FINGERPRINT. Those that
+differ in ``steps`` alone share their beginning while their rates agree. With --together=8 up to eight that
+differ in seed and rate alone are one program, whose last bits are its own: WORKDIR/points/groups.json keeps
+who is with whom. The table of all is WORKDIR/table.csv and .jsonl. Several of these commands may run at once:
+none trains a point that another is training. Ctrl-C and SIGTERM save and say how to go on. Exit code 1: a
+point has failed. --emit=SCHEDULER writes a job that trains every point (scripts/launch.py).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from llm_jax import cli, storage
 from llm_jax.errors import Stopped
 from llm_jax.planning import launch
-from llm_jax.scaling import workers
+from llm_jax.scaling import groups, workers
 from llm_jax.scaling.board import Board
 from llm_jax.scaling.sweep import RUNNING, SETTLED, Sweep, describe, resolve
 from llm_jax.scaling.table import best_of, saving
@@ -39,18 +39,19 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True, help="a file with get_config() and sweep(), or FILE:ARG")
     parser.add_argument("--workdir", required=True, help="the sweep's directory")
-    parser.add_argument("--index", type=int, help="run this point only")
-    parser.add_argument("--workers", type=int, default=1, help="points at a time; they share the cores")
+    parser.add_argument("--index", type=int, help="run this point only, or its group")
+    parser.add_argument("--workers", type=int, default=1, help="processes at a time; they share the cores")
+    parser.add_argument("--together", type=int, default=1, help="points that are one program, at most")
     parser.add_argument("--list", action="store_true", help="print index, fingerprint, status, overrides")
     parser.add_argument("--max-seconds", type=float, help="save and stop so long after the start")
     launch.add_flags(parser)
     args, overrides = cli.parse(parser)
-    if args.workers < 1:
-        parser.error("--workers must be at least 1")
+    if min(args.workers, args.together) < 1:
+        parser.error("--workers and --together must be at least 1")
     points = resolve(cli.load_config(args.config), cli.load_sweep(args.config), overrides)
     if args.emit:
-        if args.index is not None or args.workers > 1 or args.list:
-            parser.error("--emit is for all points; leave --index, --workers and --list out")
+        if args.index is not None or args.list or max(args.workers, args.together) > 1:
+            parser.error("--emit is for all points; leave --index, --workers, --together and --list out")
         launch.write(args, "scripts/sweep.py", overrides, len(points))
         return
     sweep = Sweep(storage.path(args.workdir), points)
@@ -61,7 +62,7 @@ def main() -> None:
             print(f"{point.index:4}  {name}  {sweep.status_now(point):10}  {describe(point.overrides)}")
         return
     with signals.stopping(args.max_seconds) as stop:
-        sweep.prepare(points, say)
+        points = groups.prepare(sweep, points, args.together, args.workers, say)
         with stop.deferred(), closing(Board(sweep, points)) as board:
             rows = workers.run(sweep, points, args.workers, TRAIN, stop, board)
         states = Counter(sweep.status_now(point) for point in points)

@@ -6,11 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from llm_jax.scaling.sweep import FINISHED, SETTLED, Point, PointDirectory, Sweep
+from llm_jax.scaling.sweep import FINISHED, SETTLED, Point, Sweep
 from llm_jax.scaling.table import Row, best_of, step_flops
 from llm_jax.training import metrics
 from llm_jax.training.progress import clock
@@ -39,12 +40,16 @@ class Board:
         self._task = self._bar.add_task("", total=len(points), completed=self._settled())
         self._bar.start()
 
-    def started(self, point: Point, directory: PointDirectory) -> None:
-        step, branch = last_step(directory.run), self._sweep.branches.get(point.index)
+    def started(self, group: Sequence[Point], log: Path) -> None:
+        """group: what one process trains; log: where it says how it goes."""
+        first, *others = group
+        run, branch = self._sweep.directory(first).run, self._sweep.branches.get(first.index)
+        step = last_step(run)
         goes_on = f"goes on at step {step:,}" if step else "starts"
-        if step and step == directory.run.branched().get("step"):
+        if step and step == run.branched().get("step"):
             goes_on = f"branches off point {branch.trunk} at step {step:,}"
-        self._say(f"{point} {goes_on}; its log: {directory.log}")
+        with_ = f" together with {_indices(others)}" if others else ""
+        self._say(f"{first} {goes_on}{with_}; its log: {log}")
 
     def ended(self, point: Point, rows: Sequence[Row]) -> None:
         """rows: of the whole sweep."""
@@ -56,16 +61,20 @@ class Board:
         done = f"{self._settled()} of {len(self._points)} done"
         self._say(_listed(f"{point} {row['status']}{said}", done, self._best, self._eta()))
 
-    def show(self, running: Sequence[Point]) -> None:
-        """Redraws the live line, at most once a second."""
+    def show(self, running: Sequence[Sequence[Point]]) -> None:
+        """Redraws the live line, at most once a second. running: the points of each process."""
         if self._bar.disable or time.monotonic() - self._shown < REFRESH_SECONDS:
             return
         self._shown = time.monotonic()
         steps = [
-            f"{p.index}: {last_step(self._sweep.directory(p).run):,}/{p.experiment.steps:,}" for p in running
+            f"{_indices(group)}: {self._step(group):,}/{group[0].experiment.steps:,}" for group in running
         ]
         text = _listed(self._eta(), self._best, f"steps of point {', '.join(steps)}")
         self._bar.update(self._task, completed=self._settled(), description=text)
+
+    def _step(self, group: Sequence[Point]) -> int:
+        """Of those that have not diverged: they are all there."""
+        return max(last_step(self._sweep.directory(point).run) for point in group)
 
     def close(self) -> None:
         self._bar.stop()
@@ -95,6 +104,10 @@ class Board:
         fresh = done - self._began[0]
         seconds = time.monotonic() - self._clock
         return f"ETA {clock(left / fresh * seconds)}" if fresh > 0 and left > 0 else ""
+
+
+def _indices(group: Sequence[Point]) -> str:
+    return "+".join(str(point.index) for point in group)
 
 
 def _listed(*parts: str) -> str:

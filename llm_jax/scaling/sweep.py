@@ -2,6 +2,7 @@
 
     data/KEY/              token shards, shared by the points that read the same text in the same way
     points/FINGERPRINT/    config.json, log.txt, lock and outcome.json: what the sweep knows of a point
+    points/groups.json     which points are trained together, see groups.py
     runs/FINGERPRINT/      the run directory of a point, as of any run
     table.jsonl, .csv      one line a point, see table.py
 

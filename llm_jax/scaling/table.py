@@ -22,6 +22,7 @@ apart. In the CSV their names, and those of ``overrides``, are dotted: ``time.to
     batch_sequences           rows of a step; batch_tokens: their tokens
     optimizer, learning_rate  its name and peak rate; weight_decay; warmup_steps; schedule: its name;
                               decay_share: of all steps, where a schedule has it (wsd); seed
+    together                  how many runs were trained as one program, this one among them (groups.py)
     loss, best_loss           validation, nats a token: the last evaluation and the lowest one
     loss_se                   standard error of the last one, by evaluation batches (training/evaluate.py): as
                               an estimate for all such text; what seeds change is not in it
@@ -54,6 +55,7 @@ from llm_jax.training.checkpoint import Source, complete_steps
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.metrics import Record
 from llm_jax.training.rundir import RunDirectory
+from llm_jax.training.together_loop import MEMBERS
 
 Row = dict[str, Any]
 APART = {"time": ("seconds", "tokens_per_second", "attempts"), "device": ("kind", "count")}
@@ -74,7 +76,7 @@ RECIPE = {  # column: key of the config
 RESULTS = ("loss", "loss_se", "best_loss", "bits_per_byte")
 BRANCH = ("branched_from", "branched_at", "saved_flops")
 UNKNOWN = {
-    **dict.fromkeys((*SIZES, *WORK, *TEXT, *RECIPE, "batch_tokens", *RESULTS, *BRANCH)),
+    **dict.fromkeys((*SIZES, *WORK, *TEXT, *RECIPE, "batch_tokens", "together", *RESULTS, *BRANCH)),
     **{name: dict.fromkeys(keys) for name, keys in APART.items()},
 }
 
@@ -136,6 +138,7 @@ def numbers(run: RunDirectory, header: dict[str, Any]) -> Row:
         **made,
         **text(e, header, made["tokens"]),
         **recipe(e),
+        "together": members(run),
         **losses(story),
         **branch(run, e),
         **apart,
@@ -187,6 +190,11 @@ def recipe(e: Experiment) -> Row:
     """What was chosen for the run, as a law of learning rates and batches needs it."""
     values = dict(configs.leaves(e))
     return {name: values.get(key) for name, key in RECIPE.items()} | {"batch_tokens": batch_tokens(e)}
+
+
+def members(run: RunDirectory) -> int:
+    """Of its program, in the newest attempt; 1 for a run by itself."""
+    return json.loads(run.environment.read_text()).get("mesh", {}).get(MEMBERS, 1)
 
 
 def losses(story: list[Record]) -> Row:

@@ -195,8 +195,8 @@ def test_a_point_is_run_by_one_process_at_a_time(sweep_of, run, monkeypatch):
 def test_the_lock_outlives_the_sweep(sweep_of, tmp_path):
     sweep = sweep_of("waits")
     directory = sweep.directory(sweep.points[0])
-    worker = workers.start_next(sweep, list(sweep.points), set(), tmp_path / "program.py")
-    worker._lock.close()  # as the kernel does for a sweep that is killed
+    worker = workers.start_next(sweep, [(sweep.points[0],)], set(), tmp_path / "program.py")
+    worker.members[0].lock.close()  # as the kernel does for a sweep that is killed
     assert storage.lock(directory.lock) is None
     worker.process.kill()
     worker.process.wait()

@@ -92,6 +92,8 @@ def test_bad_input_is_one_line_before_anything_runs(sweep, flags, config, tmp_pa
         code, out, err = sweep(*flags(tmp_path / "sweep"), more)
         assert (code, out) == (2, "") and err.startswith("error: ") and message in err, err
     assert sweep(*flags(tmp_path / "sweep"), "--workers=0")[0] == 2
+    assert sweep(*flags(tmp_path / "sweep"), "--together=0")[0] == 2
+    assert sweep(*flags(tmp_path / "sweep"), "--together=2", "--emit=slurm")[0] == 2
     assert not (tmp_path / "sweep").exists()
 
 
@@ -150,6 +152,18 @@ def test_exit_code_and_last_lines(sweep, flags, tmp_path, monkeypatch):
     code, out, err = sweep(*flags(tmp_path / "sweep"))
     assert code == 1 and "failed" in err
     assert out == f"2 points: 2 failed; table: {tmp_path}/sweep/table.csv\n"
+
+
+def test_points_that_are_trained_together(sweep, flags, tmp_path, monkeypatch):
+    """By the other script, in one process; asked for by one of them."""
+    commands, fails = [], [sys.executable, "-c", "raise SystemExit(1)"]
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command) or popen(fails))
+    code, out, err = sweep(*flags(tmp_path / "sweep"), "--together=2", "--index=1")
+    assert code == 1 and "2 points in 1 groups" in err and out.startswith("2 points: 2 failed; table: ")
+    (command,) = commands
+    assert Path(command[1]) == ROOT / "scripts" / "train_together.py"
+    given = [argument.split("=")[0] for argument in command[2:]]
+    assert given == ["--config", "--workdir"] * 2 and len({*command}) == 6
 
 
 def table(workdir):
