@@ -1,17 +1,17 @@
-"""What it saves to train the equal-shaped points of a sweep as one program; also the config of that sweep.
+"""What it saves to train the equal-shaped points of a sweep as one program.
 
   python -m benchmarks.scaling.groups [--steps=300]
 
-Eight points, two rates at four seeds, of two sizes of the CPU ladder: each by scripts/train.py in a process
-of its own, two at a time, as scripts/sweep.py --workers=2 does it; by two of scripts/train_together.py at a
-time, each with half of the points and one core; and by one of them with all points and both cores, on a mesh
-of two devices. From the start of the first process to the end of the last: cold, with nothing compiled yet,
-and warm, with what the cold start has compiled, for other seeds. ``cpu``: seconds of all processes on all
-cores, which other work on the machine changes less. ``loss``: the largest relative difference to the points
-by themselves.
+Eight points, two rates at four seeds, of the smallest size of the CPU ladder: each by scripts/train.py in a
+process of its own, two at a time, as scripts/sweep.py --workers=2 does it; by two processes of
+scripts/train_together.py at a time, each with half of the points and one core; and by one of them with all
+points and both cores, on a mesh of two devices. From the start of the first process to the end of the last:
+cold, with nothing compiled yet, and warm, with what the cold start has compiled, for other seeds. ``cpu``:
+seconds of all processes on all cores, which other work on the machine changes less. ``loss``: the largest
+relative difference to the points by themselves.
 
-Then the milliseconds of a step of one run on one core: alone, and of four runs one after another and at once.
-Writes benchmarks/results/groups.json.
+Then the milliseconds of a step of one run on one core, of two sizes: alone, and of four runs one after
+another and at once. Writes benchmarks/results/groups.json.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from llm_jax.training.program import Program
 from llm_jax.training.together import Together
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = ("32x2", "64x3")  # width x layers
+SIZES = ("32x2", "64x3")  # width x layers; the sweep has the first
 STEP_MEMBERS, STEP_DISPATCHES = 4, 5
 
 
-def get_config(arg="32x2"):
-    width, layers = map(int, arg.split("x"))
+def get_config(size=SIZES[0]):
+    width, layers = map(int, size.split("x"))
     config = default_config(tokenizer="byte")
     config.data.text = ("python:source",)
     config.data.sequence_length = 128
@@ -61,7 +61,7 @@ def get_config(arg="32x2"):
     return config
 
 
-def sweep(arg="32x2", first=0):
+def sweep(first):
     return grid({"optimizer.learning_rate": (3e-3, 1e-2), "seed": range(first, first + 4)})
 
 
@@ -127,20 +127,18 @@ def timed(way: Callable[[Sweep], None], sweep: Sweep) -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - began, 1), "cpu": round(cpu() - before, 1)}
 
 
-def measure(size: str, steps: int, root: Path) -> dict[str, dict[str, float]]:
+def measure(steps: int, root: Path) -> dict[str, dict[str, float]]:
     found, truth = {}, []
     for name, way in WAYS.items():
-        os.environ["XDG_CACHE_HOME"] = str(root / size / name / "cache")
+        os.environ["XDG_CACHE_HOME"] = str(root / name / "cache")
         for state, first in (("cold", 0), ("warm", 4)):
-            points = resolve(get_config(size), sweep(size, first), {"steps": steps})
-            place = Sweep(root / size / name / state, points)
+            place = Sweep(root / name / state, resolve(get_config(), sweep(first), {"steps": steps}))
             row = timed(way, place)
             if state == "cold":
                 truth = truth or losses(place)
-                ends = zip(losses(place), truth, strict=True)
-                row["loss"] = max(abs(loss - true) / true for loss, true in ends)
+                row["loss"] = max(abs(a - b) / b for a, b in zip(losses(place), truth, strict=True))
             found[f"{name}, {state}"] = row
-            print(size, name, state, row, flush=True)
+            print(name, state, row, flush=True)
     return found
 
 
@@ -148,7 +146,7 @@ def step_ms(size: str, root: Path) -> dict[str, float]:
     """Milliseconds a run and step, the best of three; in a process with one core."""
     config = get_config(size)
     config.mesh.cpu_devices = 1
-    points = resolve(config, sweep(size), {})
+    points = resolve(config, sweep(0), {})
     program = Program.prepare(points[0].experiment, root / "data", say=lambda _: None)
     programs = [replace(program, experiment=replace(program.experiment, seed=i)) for i in range(STEP_MEMBERS)]
     batches = [each.batches[0] for each in programs]
@@ -187,15 +185,15 @@ def main() -> None:
         if args.step_ms:
             print(json.dumps(step_ms(args.step_ms, root)))
             return
-        sizes = {}
+        found, step_times = measure(args.steps, root), {}
         for size in SIZES:
-            sizes[size] = {"sweep": measure(size, args.steps, root)}
             command = [sys.executable, "-m", "benchmarks.scaling.groups", f"--step-ms={size}"]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             os.sched_setaffinity(process.pid, {0})
-            sizes[size]["step_ms"] = json.loads(process.communicate()[0])
-            print(size, sizes[size]["step_ms"], flush=True)
-    content = record.environment("jax", "jaxlib") | {"points": 8, "steps": args.steps, "sizes": sizes}
+            step_times[size] = json.loads(process.communicate()[0])
+            print(size, step_times[size], flush=True)
+    content = record.environment("jax", "jaxlib") | {"size": SIZES[0], "points": 8, "steps": args.steps}
+    content |= {"sweep": found, "step_ms": step_times}
     record.write("groups", content)
 
 
