@@ -30,8 +30,6 @@ from llm_jax.scaling.table import best_of, saving
 from llm_jax.training import signals
 from llm_jax.training.progress import say
 
-TRAIN = Path(__file__).with_name("train.py")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -64,7 +62,7 @@ def main() -> None:
     with signals.stopping(args.max_seconds) as stop:
         points = groups.prepare(sweep, points, args.together, args.workers, say)
         with stop.deferred(), closing(Board(sweep, points)) as board:
-            rows = workers.run(sweep, points, args.workers, TRAIN, stop, board)
+            rows = workers.run(sweep, points, args.workers, Path(__file__).with_name("train.py"), stop, board)
         states = Counter(sweep.status_now(point) for point in points)
         counted = ", ".join(f"{count} {status}" for status, count in states.items())
         if stop.reason and set(states) - {*SETTLED}:

@@ -79,9 +79,7 @@ def verdict(found: Findings) -> str:
     for kind in (backtest.FRONTIER, backtest.RUNS):
         scores = {n: e["backtest"][kind] for n, e in content["methods"].items() if kind in e["backtest"]}
         first, *others = sorted(scores, key=scores.__getitem__) or [None]
-        others = [
-            name for name in others if scores[name] > scores[first]
-        ]  # not the same twice
+        others = [name for name in others if scores[name] > scores[first]]  # not the same twice
         question = QUESTIONS[kind][0].upper() + QUESTIONS[kind][1:]
         if first:
             against = f"; {others[0]}, the next, by {scores[others[0]]:.2%}" if others else ""
