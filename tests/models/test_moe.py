@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import DECODER, ENCODER, LENGTH
-from test_flops import dot_flops
 
 from llm_jax import config as configs
 from llm_jax.errors import UserError
@@ -281,7 +280,7 @@ def test_training_flops(capacity):
         return model.apply(variables, x, method="logits").sum()
 
     with jax.set_mesh(ONE.mesh):
-        traced = dot_flops(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+        traced = flops.traced_flops(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
     counted = flops.training_flops_per_token(config, LENGTH) * batch.inputs.size
     assert counted == pytest.approx(traced, rel=1e-3)
 
