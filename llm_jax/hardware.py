@@ -107,9 +107,9 @@ def named(name: str) -> tuple[Chip, int | None]:
 
 
 def gpu_joules() -> float | None:
-    """Energy that this machine's NVIDIA GPUs have used since their driver was loaded, all of them together:
-    what a run used is a difference of two readings. None where there is no such GPU, or one (older than
-    Volta, or cut by MIG) that does not say.
+    """Energy that a GPU of this machine has used since the driver was loaded, the mean of all NVIDIA GPUs
+    here: what a run used is a difference of two readings. None where there is no such GPU, or one (older
+    than Volta, or cut by MIG) that does not say.
 
     From the driver's own library, without a package: NVML's nvmlDeviceGetTotalEnergyConsumption.
     """
@@ -127,4 +127,4 @@ def gpu_joules() -> float | None:
         if nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
             return None
         total += millijoules.value
-    return total / 1e3 if count.value else None
+    return total / 1e3 / count.value if count.value else None

@@ -116,9 +116,9 @@ class Driver:
 
 
 @pytest.mark.parametrize(
-    "driver, joules", [(Driver(2000, 5500), 7.5), (Driver(), None), (Driver(2000, None), None)]
+    "driver, joules", [(Driver(2000, 5500), 3.75), (Driver(), None), (Driver(2000, None), None)]
 )
-def test_energy_of_gpus_is_their_sum_or_not_known(driver, joules, monkeypatch):
+def test_energy_of_gpus_is_their_mean_or_not_known(driver, joules, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     assert gpu_joules() == joules
 

@@ -34,19 +34,19 @@ class Block(nn.Module):
         self.up = nn.Linear(d, f, bias=False)
         self.down = nn.Linear(f, d, bias=False)
 
-    def forward(self, x_bld: Tensor, turn_b1lk: Tensor | None, mask_b1ll: Tensor | None) -> Tensor:
-        x_bld = x_bld + self._attend(self.attention_norm(x_bld), turn_b1lk, mask_b1ll)
+    def forward(self, x_bld: Tensor, turn_2b1lk: Tensor | None, mask_b1ll: Tensor | None) -> Tensor:
+        x_bld = x_bld + self._attend(self.attention_norm(x_bld), turn_2b1lk, mask_b1ll)
         h_bld = self.mlp_norm(x_bld)
         up_blf = self.up(h_bld)
         h_blf = F.silu(self.gate(h_bld)) * up_blf if self.gate else F.gelu(up_blf)
         return x_bld + self.down(h_blf)
 
-    def _attend(self, x_bld: Tensor, turn_b1lk: Tensor | None, mask_b1ll: Tensor | None) -> Tensor:
+    def _attend(self, x_bld: Tensor, turn_2b1lk: Tensor | None, mask_b1ll: Tensor | None) -> Tensor:
         (b, l, _), h, g, k = x_bld.shape, self.c.num_heads, self.c.kv_heads, self.c.head_size
         parts = self.qkv(x_bld).view(b, l, h + 2 * g, k).transpose(1, 2).split([h, g, g], dim=1)
         q_bhlk, k_bglk, v_bglk = parts
-        if turn_b1lk is not None:
-            q_bhlk, k_bglk = rotate(q_bhlk, turn_b1lk), rotate(k_bglk, turn_b1lk)
+        if turn_2b1lk is not None:
+            q_bhlk, k_bglk = rotate(q_bhlk, turn_2b1lk), rotate(k_bglk, turn_2b1lk)
         causal = self.c.causal and mask_b1ll is None
         o_bhlk = F.scaled_dot_product_attention(
             q_bhlk, k_bglk, v_bglk, mask_b1ll, is_causal=causal, enable_gqa=h != g
@@ -77,18 +77,18 @@ class Transformer(nn.Module):
     def forward(self, tokens_bl: Tensor, positions_bl=None, segments_bl=None) -> Tensor:
         """[b, l] to [b, l, d]; without positions and segments every row is one segment."""
         if positions_bl is None:
-            positions_bl = torch.arange(tokens_bl.shape[1]).expand_as(tokens_bl)
-        x_bld, turn_b1lk = self.embedding(tokens_bl), None
+            positions_bl = torch.arange(tokens_bl.shape[1], device=tokens_bl.device).expand_as(tokens_bl)
+        x_bld, turn_2b1lk = self.embedding(tokens_bl), None
         if self.position_embedding:
             x_bld = x_bld + self.position_embedding(positions_bl)
         else:
-            turn_b1lk = turns(positions_bl, self.c.head_size, self.c.rotary_base)
+            turn_2b1lk = turns(positions_bl, self.c.head_size, self.c.rotary_base)
         mask_b1ll = None
         if segments_bl is not None:
             mask_b1ll = (segments_bl[:, :, None] == segments_bl[:, None, :])[:, None]
             mask_b1ll = mask_b1ll.tril() if self.c.causal else mask_b1ll
         for block in self.blocks:
-            x_bld = block(x_bld, turn_b1lk, mask_b1ll)
+            x_bld = block(x_bld, turn_2b1lk, mask_b1ll)
         return self.final_norm(x_bld)
 
     def logits(self, hidden_bld: Tensor) -> Tensor:
@@ -96,16 +96,18 @@ class Transformer(nn.Module):
 
 
 def turns(positions_bl: Tensor, head_dim: int, base: float) -> Tensor:
-    """Rotary angles as complex numbers of size 1, [b, 1, l, head_dim / 2]."""
-    frequencies_k = base ** (-torch.arange(0, head_dim, 2) / head_dim)
+    """Cosines and sines of the rotary angles, [2, b, 1, l, head_dim / 2]."""
+    frequencies_k = base ** (-torch.arange(0, head_dim, 2, device=positions_bl.device) / head_dim)
     angles_b1lk = positions_bl[:, None, :, None] * frequencies_k
-    return torch.polar(torch.ones_like(angles_b1lk), angles_b1lk)
+    return torch.stack([angles_b1lk.cos(), angles_b1lk.sin()])
 
 
-def rotate(x_bhlk: Tensor, turn_b1lk: Tensor) -> Tensor:
-    """Feature i and feature i + head_dim/2 are the parts of one complex number: the halves convention."""
-    turned_bhlk = torch.complex(*(half.contiguous() for half in x_bhlk.chunk(2, dim=-1))) * turn_b1lk
-    return torch.cat([turned_bhlk.real, turned_bhlk.imag], dim=-1)
+def rotate(x_bhlk: Tensor, turn_2b1lk: Tensor) -> Tensor:
+    """Feature i and feature i + head_dim/2 are a point that is turned: the halves convention. In real
+    numbers, because torch.compile makes no kernels of complex ones."""
+    (a_bhlk, b_bhlk), (cos_b1lk, sin_b1lk) = x_bhlk.chunk(2, dim=-1), turn_2b1lk
+    turned = a_bhlk * cos_b1lk - b_bhlk * sin_b1lk, a_bhlk * sin_b1lk + b_bhlk * cos_b1lk
+    return torch.cat(turned, dim=-1).to(x_bhlk.dtype)
 
 
 def mean_loss(logits_blv: Tensor, targets_bl: Tensor, weights_bl: Tensor) -> Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import resource
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 WARM_UP = 2  # groups after the first, which compiles
@@ -18,15 +22,23 @@ def measure(group: Callable[[], Any], size: int, steps: int) -> dict[str, Any]:
     """
     start = time.perf_counter()
     group()
-    first = time.perf_counter() - start
-    for _ in range(WARM_UP):
-        group()
-    ms = []
-    for _ in range(max(steps // size, 1)):
-        start = time.perf_counter()
-        group()
-        ms.append(1000 * (time.perf_counter() - start) / size)
+    first, ms = time.perf_counter() - start, []
+    with alone():
+        for _ in range(WARM_UP):
+            group()
+        for _ in range(max(steps // size, 1)):
+            start = time.perf_counter()
+            group()
+            ms.append(1000 * (time.perf_counter() - start) / size)
     return {"first_seconds": first, "ms": ms}
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One process of the machine at a time: others may compile meanwhile, and wait here with their steps."""
+    with (Path(tempfile.gettempdir()) / "llm_jax_clock.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def peak_memory() -> int:

@@ -9,6 +9,7 @@ import jax
 
 from benchmarks.speed import clock
 from benchmarks.speed.rows import ROWS
+from llm_jax.planning.fit import fit
 from llm_jax.training.program import Program
 
 
@@ -16,6 +17,8 @@ def main(name: str, text: str, tiny: bool, steps: int) -> None:
     row = ROWS[name]
     with tempfile.TemporaryDirectory() as directory:
         program = Program.prepare(row.experiment(text, tiny), directory, say=lambda _: None)
+        if row.platform == "gpu":
+            program = fit(program, say=lambda _: None)
         out, size = {}, program.experiment.steps_per_dispatch
         state, batch = program.init(), program.batches[0]
 
@@ -36,7 +39,9 @@ def main(name: str, text: str, tiny: bool, steps: int) -> None:
         groups.close()
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use") or clock.peak_memory()
-    clock.give(out | {"peak_bytes": memory, "device": device.device_kind, "devices": jax.device_count()})
+    e, there = program.experiment, {"device": device.device_kind, "devices": jax.device_count()}
+    choice = {"parts": e.accumulation, "remat": e.model.remat, "kernel": program.model.config.kernel}
+    clock.give(out | there | {"peak_bytes": memory, "choice": choice})
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ TINY |= {"model.model_dim": 32, "model.num_kv_heads": 2, "model.mlp_dim": 64, "m
 @dataclass(frozen=True)
 class Row:
     """platform: "cpu" or "gpu"; length, width, layers, heads, rows, vocabulary (0 = the characters'): of the
-    model and its batch; torch: the ways in which the peer is run, "eager" or a mode of torch.compile."""
+    model and its batch; steps: how many a round are timed, in groups of per_dispatch."""
 
     platform: str
     layers: int
@@ -44,7 +44,6 @@ class Row:
     steps: int = 50
     objective: str = "clm"
     changes: dict[str, Any] = field(default_factory=dict)
-    torch: tuple[str, ...] = ("eager", "default")
 
     def experiment(self, text: str, tiny: bool) -> Experiment:
         """Resolved; tiny: the same path at a shape for any machine."""
@@ -73,15 +72,14 @@ def shakespeare(**changes: Any) -> Row:
     return Row("cpu", **row, changes=own | {"data.rows": "contiguous"})
 
 
-GPU_MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
 ROWS = {
     "shakespeare_cpu": shakespeare(),
     # Several steps a dispatch: XLA takes its temporaries anew for each, a seventh of such a step (log).
     "shakespeare_cpu_larger": shakespeare(
         layers=6, width=384, heads=6, length=256, rows=16, per_dispatch=4, steps=8
     ),
-    "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, changes=DECODER, torch=GPU_MODES),
-    "1.3b": Row("gpu", 24, 2048, 16, 2048, 16, 50_304, changes=DECODER, torch=GPU_MODES),
-    "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, changes=LLAMA, torch=GPU_MODES),
-    "bert_base": Row("gpu", 12, 768, 12, 512, 128, 30_522, objective="mlm", changes=ENCODER, torch=GPU_MODES),
+    "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, changes=DECODER),
+    "1.3b": Row("gpu", 24, 2048, 16, 2048, 16, 50_304, 4, 20, changes=DECODER),
+    "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, 4, 20, changes=LLAMA),
+    "bert_base": Row("gpu", 12, 768, 12, 512, 128, 30_522, objective="mlm", changes=ENCODER),
 }

@@ -6,8 +6,10 @@
 
 Forward, backward, clipping and AdamW of the same model from memory (and ours from the real loader as well),
 after a parity check of losses and gradients from equal weights. Sides: ours; our own PyTorch module of the
-same mathematics, eager and compiled; transformers as users meet it. Writes benchmarks/results/speed.json: a
-row that has not run on the hardware it names has "dry_run". README's table: python -m benchmarks.speed.table
+same mathematics, on a CPU eager and compiled, on a GPU as benchmarks/speed/tune.py found it fastest; and
+transformers as users meet it, compiled. Processes of the first round compile anew, those of later rounds find
+their programs. Writes benchmarks/results/speed.json: a row that has not run on the hardware it names has
+"dry_run". README's table: python -m benchmarks.speed.table
 """
 
 from __future__ import annotations
@@ -24,33 +26,44 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
-from benchmarks.speed.rows import ROOT, ROWS, Row
+from benchmarks.speed.rows import ROOT, ROWS
 from llm_jax import hardware
-from llm_jax.models import flops
 from llm_jax.training import experiment
 
 RESULT = ROOT / "benchmarks" / "results" / "speed.json"
+CHOICES = ROOT / "benchmarks" / "results" / "speed_choices.json"
 TRIAL_STEPS = 4  # of a dry run
 
 
-def sides(row: Row, tiny: bool) -> dict[str, list[str]]:
+def sides(name: str, tiny: bool) -> dict[str, list[str]]:
     """{name: module and arguments}; of a dry run, the peers in one way each."""
-    modes = ("eager",) if tiny else row.torch
-    own = {f"torch {mode}": ["torch_peer", mode] for mode in modes}
-    return {"llm_jax": ["ours"], **own, "transformers": ["transformers_peer", modes[-1]]}
+    if ROWS[name].platform == "gpu" and not tiny:
+        choices = [tuned(name)]
+    else:
+        choices = [{"mode": mode} for mode in (("eager",) if tiny else ("eager", "default"))]
+    own = {f"torch {choice['mode']}": ["torch_peer", json.dumps(choice)] for choice in choices}
+    mode = "eager" if tiny else "default"
+    return {"llm_jax": ["ours"], **own, "transformers": ["transformers_peer", mode]}
 
 
-def run_side(module: str, *mode: str, name: str, text: str, tiny: bool) -> dict[str, Any]:
+def tuned(name: str) -> dict[str, Any]:
+    """The best choice that benchmarks/speed/tune.py has written down."""
+    rows = json.loads(CHOICES.read_text())["rows"] if CHOICES.exists() else {}
+    if name not in rows:
+        raise SystemExit(f"{name}: the peer is not tuned; run python -m benchmarks.speed.tune --rows={name}")
+    return rows[name]["best"]
+
+
+def run_side(module: str, *mode: str, name: str, text: str, tiny: bool, cache: str) -> dict[str, Any]:
     steps = TRIAL_STEPS if tiny else 0
-    return run_module(module, name, text, "tiny" if tiny else "whole", str(steps), *mode)
+    return run_module(module, name, text, "tiny" if tiny else "whole", str(steps), *mode, cache=cache)
 
 
-def run_module(module: str, *arguments: str) -> dict[str, Any]:
-    """What a process of its own gives."""
+def run_module(module: str, *arguments: str, cache: str) -> dict[str, Any]:
+    """What a process of its own gives. cache: a directory for what it compiles."""
     command = [sys.executable, "-m", f"benchmarks.speed.{module}", *arguments]
-    with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
-        own = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_CACHE_DIR": cache}
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
+    own = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/jax", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -67,7 +80,7 @@ def summarize(rounds: list[dict[str, Any]], tokens: int, flops_per_token: float)
         "round_ms": [round(statistics.median(one["ms"]), 2) for one in rounds],
         "tokens_per_second": round(1000 * tokens / p50),
         "tflops": round(tokens * flops_per_token / p50 / 1e9, 3),
-        "first_seconds": round(statistics.median(one["first_seconds"] for one in rounds), 2),
+        "first_seconds": round(rounds[0]["first_seconds"], 2),
         "peak_gb": round(max(one["peak_bytes"] for one in rounds) / 1e9, 3),
     }
     if "choice" in rounds[0]:
@@ -90,28 +103,29 @@ def utilization(side: dict[str, Any], full: float, causal: float) -> dict[str, f
 def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
     row = ROWS[name]
     e = row.experiment(text, tiny)
-    equal = run_side("equal", name=name, text=text, tiny=tiny or row.platform == "gpu")
-    if not equal["passed"]:
-        raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
-    print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
-    found: dict[str, list] = {side: [] for side in sides(row, tiny)}
-    roofs: dict[str, list] = {"jax": [], "torch": []}
-    for number in range(rounds):
-        for framework, rates in roofs.items():
-            rates.append(run_module("roof", framework)["tflops"])
-        for side, (module, *mode) in sides(row, tiny).items():
-            found[side].append(run_side(module, *mode, name=name, text=text, tiny=tiny))
-            last = statistics.median(found[side][-1]["ms"])
-            print(f"  round {number + 1}, {side}: {last:.1f} ms a step", flush=True)
-    c = experiment.complete(e, equal["vocab_size"]).model
-    tokens, cost = e.global_batch_size * c.max_length, flops.training_flops_per_token(c, c.max_length)
+    with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
+        small = tiny or row.platform == "gpu"
+        equal = run_side("equal", name=name, text=text, tiny=small, cache=cache)
+        if not equal["passed"]:
+            raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
+        print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
+        found: dict[str, list] = {side: [] for side in sides(name, tiny)}
+        roofs: dict[str, list] = {"jax": [], "torch": []}
+        for number in range(rounds):
+            for framework, rates in roofs.items():
+                rates.append(run_module("roof", framework, cache=cache)["tflops"])
+            for side, (module, *mode) in sides(name, tiny).items():
+                one = run_side(module, *mode, name=name, text=text, tiny=tiny, cache=cache)
+                found[side].append(one)
+                last = statistics.median(one["ms"])
+                print(f"  round {number + 1}, {side}: {last:.1f} ms a step", flush=True)
+    e = experiment.complete(e, equal["vocab_size"])
+    c, tokens, cost = e.model, e.global_batch_size * e.data.sequence_length, e.flops_per_token()
     out = {side: summarize(them, tokens, cost) for side, them in found.items()}
     roof = {framework: round(statistics.median(rates), 3) for framework, rates in roofs.items()}
     for side, it in out.items():
         it["share_of_roof"] = round(it["tflops"] / roof["jax" if side == "llm_jax" else "torch"], 3)
-    out["llm_jax"] |= utilization(
-        out["llm_jax"], cost, flops.training_flops_per_token(c, c.max_length, c.causal)
-    )
+    out["llm_jax"] |= utilization(out["llm_jax"], cost, e.flops_per_token(c.causal))
     best = min((s for s in out if s.startswith("torch")), key=lambda s: out[s]["ms"])
     return {
         "dry_run": tiny,

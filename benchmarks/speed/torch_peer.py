@@ -1,20 +1,17 @@
-"""The same step in PyTorch, in a process of its own; benchmarks/speed/run.py starts it.
-
-On a GPU it is tuned first, one choice after another, each by a few timed steps: cuDNN's or the flash kernel
-of scaled_dot_product_attention, autocast or weights in bfloat16 beside float32 masters, and how many rows at
-a time. What won is in the result.
-"""
+"""The same step in PyTorch, in a process of its own; benchmarks/speed/run.py starts it. On a GPU with the
+choice that benchmarks/speed/tune.py found to be the fastest."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import gc
+import json
 import os
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
@@ -28,35 +25,25 @@ from llm_jax.training import experiment
 from llm_jax.training.experiment import Experiment
 
 BATCHES = 16  # made beforehand, so that the loader costs nothing
-TRIAL = 6  # steps of a choice, after as many that warm up
 CUDA = torch.cuda.is_available()
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """attention: of BACKENDS, "" = torch's own choice; weights: "float32" (under autocast on a GPU) or
-    "bfloat16" copies; parts: micro-batches of a step."""
+    """mode: "eager", or one of torch.compile; attention: of BACKENDS, "" = torch's own choice; weights:
+    "float32" (under autocast on a GPU) or "bfloat16" copies; parts: micro-batches of a step."""
 
-    attention: str = "cudnn" if CUDA else ""
+    mode: str = "default"
+    attention: str = ""
     weights: str = "float32"
     parts: int = 1
-
-    def others(self) -> list[list[Choice]]:
-        """What is tried, a list for each choice."""
-        if not CUDA:
-            return []
-        return [
-            [dataclasses.replace(self, attention="flash")],
-            [dataclasses.replace(self, weights="bfloat16")],
-            [dataclasses.replace(self, parts=parts) for parts in (2, 4, 8)],
-        ]
 
 
 class Step:
     """Forward, backward, clipping, AdamW."""
 
-    def __init__(self, e: Experiment, mode: str, choice: Choice) -> None:
+    def __init__(self, e: Experiment, choice: Choice) -> None:
         device = "cuda" if CUDA else "cpu"
         torch.manual_seed(0)
         self.e, self.choice, self.number = e, choice, 0
@@ -70,12 +57,8 @@ class Step:
         self.inputs, self.targets = (
             torch.randint(0, e.model.vocab_size, shape, device=device) for _ in range(2)
         )
-        run = (
-            self.loss
-            if mode == "eager"
-            else torch.compile(self.loss, fullgraph=True, dynamic=False, mode=mode)
-        )
-        self.run = run
+        compiled = partial(torch.compile, fullgraph=True, dynamic=False, mode=choice.mode)
+        self.run = self.loss if choice.mode == "eager" else compiled(self.loss)
 
     def loss(self, inputs_bl: torch.Tensor, targets_bl: torch.Tensor) -> torch.Tensor:
         e = self.e
@@ -118,37 +101,20 @@ class Step:
         return steps
 
 
-def tuned(e: Experiment, mode: str) -> Choice:
-    """The fastest, one choice after another; what does not run, for want of memory or a kernel, is not it."""
-    best, taken = Choice(), float("inf")
-    if not CUDA:
-        return best
-    for number in range(len(best.others()) + 1):
-        for choice in best.others()[number - 1] if number else [best]:
-            with contextlib.suppress(torch.OutOfMemoryError, RuntimeError):
-                ms = statistics.median(clock.measure(Step(e, mode, choice).group(1), 1, TRIAL)["ms"])
-                if ms < taken:
-                    best, taken = choice, ms
-            torch._dynamo.reset()
-            gc.collect()
-            torch.cuda.empty_cache()
-    return best
-
-
-def main(name: str, text: str, tiny: bool, steps: int, mode: str) -> None:
-    """mode: "eager", or a mode of torch.compile."""
+def main(name: str, text: str, tiny: bool, steps: int, choice: Choice) -> None:
     row = ROWS[name]
     e = row.experiment(text, tiny)
     e = experiment.complete(e, e.model.vocab_size or 68)
     torch.set_float32_matmul_precision("high" if CUDA else "highest")
-    choice = tuned(e, mode)
     gc.disable()
-    step = Step(e, mode, choice)
-    out = clock.measure(step.group(row.per_dispatch), row.per_dispatch, steps or row.steps)
+    step = Step(e, choice)
+    size = min(row.per_dispatch, steps or row.steps)
+    out = clock.measure(step.group(size), size, steps or row.steps)
     memory = torch.cuda.max_memory_allocated() if CUDA else clock.peak_memory()
     chosen = dataclasses.asdict(choice)
     clock.give(out | {"peak_bytes": memory, "threads": torch.get_num_threads(), "choice": chosen})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3] == "tiny", int(sys.argv[4]), sys.argv[5])
+    choice = Choice(**json.loads(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3] == "tiny", int(sys.argv[4]), choice)

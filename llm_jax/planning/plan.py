@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from llm_jax.mesh import AXES
-from llm_jax.models import flops, pipeline
+from llm_jax.models import pipeline
 from llm_jax.planning import layout, memory, network, roofline
 from llm_jax.planning.collectives import Collective, by_kind
 from llm_jax.planning.layout import Array
@@ -75,10 +75,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         e, r = self.experiment, self.roofline
-        length = e.data.sequence_length
         per_token = {
-            "full_attention": flops.training_flops_per_token(e.model, length),
-            "masked_attention": flops.training_flops_per_token(e.model, length, e.model.causal),
+            "full_attention": e.flops_per_token(),
+            "masked_attention": e.flops_per_token(e.model.causal),
         }
         found = {
             "machine": {

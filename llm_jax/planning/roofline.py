@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llm_jax.layout import Layout
-from llm_jax.models import flops, pipeline
+from llm_jax.models import pipeline
 from llm_jax.models.transformer import ModelConfig
 from llm_jax.planning.collectives import Collective
 from llm_jax.planning.layout import Array, Tokens, activations, layer_runs
@@ -51,7 +51,7 @@ def bound(
 ) -> Roofline:
     """Of a machine whose chip is known."""
     tokens = e.global_batch_size * e.data.sequence_length
-    model = tokens * flops.training_flops_per_token(e.model, e.data.sequence_length, e.model.causal)
+    model = tokens * e.flops_per_token(e.model.causal)
     peak = machine.chip.flops * machine.devices
     return Roofline(
         compute=executed(e, layout, tokens) / peak,
@@ -73,9 +73,8 @@ def reach(one: Collective, layout: Layout) -> int:
 def executed(e: Experiment, layout: Layout, tokens: int) -> float:
     """FLOPs of a step over all devices: of attention only what its mask leaves, the blocks' forward pass once
     more where it is recomputed, experts' places that stay empty, and what a pipeline does in idle ticks."""
-    c, length = e.model, e.data.sequence_length
-    done = flops.training_flops_per_token(c, length, causal=c.causal)
-    in_head = PASSES * 2 * c.model_dim * c.padded_vocab
+    c, done = e.model, e.flops_per_token(e.model.causal)
+    in_head = e.scored * PASSES * 2 * c.model_dim * c.padded_vocab
     in_blocks = (done - in_head + _empty_places(c)) * ((PASSES + 1) / PASSES if c.remat else 1.0)
     return tokens * (in_blocks / (1.0 - pipeline.bubble(layout, e.micro_batch)) + in_head)
 

@@ -1,9 +1,9 @@
 """The run table of a sweep: one line a point, as JSON lines and as CSV.
 
 A function of what is on disk: after any kill and rerun it is the same, byte for byte, but for the columns
-``time`` (wall clock of all steps, whoever made them, and the number of attempts) and ``device``, which stand
-apart. In the CSV their names, and those of ``overrides``, are dotted: ``time.tokens_per_second``,
-``overrides.model.model_dim``.
+``time`` (wall clock of all steps, whoever made them, the number of attempts, and the mean power of a GPU as
+its driver counts it) and ``device``, which stand apart. In the CSV their names, and those of ``overrides``,
+are dotted: ``time.tokens_per_second``, ``overrides.model.model_dim``.
 
     status                    waiting, unfinished, finished, diverged (its loss is not a number), failed
     error                     what a failed point, or one that diverged and stopped for it, said last
@@ -46,7 +46,7 @@ from typing import Any
 from llm_jax import config as configs
 from llm_jax import storage
 from llm_jax.errors import UserError
-from llm_jax.models.flops import matmul_parameters, training_flops_per_token
+from llm_jax.models.flops import matmul_parameters
 from llm_jax.models.transformer import ModelConfig
 from llm_jax.scaling.sweep import FAILED, FINISHED, SETTLED, Point, Sweep
 from llm_jax.text import shards
@@ -58,7 +58,7 @@ from llm_jax.training.rundir import RunDirectory
 from llm_jax.training.together_loop import MEMBERS
 
 Row = dict[str, Any]
-APART = {"time": ("seconds", "tokens_per_second", "attempts"), "device": ("kind", "count")}
+APART = {"time": ("seconds", "tokens_per_second", "attempts", "watts"), "device": ("kind", "count")}
 GROUPS = ("", "embedding_", "head_", "rest_", "non_embedding_", "matmul_")
 SIZES = tuple(f"{group}parameters" for group in GROUPS)
 WORK = ("steps", "skipped_steps", "tokens", "training_flops", "training_flops_causal")
@@ -174,7 +174,7 @@ def batch_tokens(e: Experiment) -> int:
 
 
 def step_flops(e: Experiment, causal: bool = False) -> float:
-    return batch_tokens(e) * training_flops_per_token(e.model, e.data.sequence_length, causal, e.scored)
+    return batch_tokens(e) * e.flops_per_token(causal)
 
 
 def text(e: Experiment, header: dict[str, Any], tokens: int) -> Row:
@@ -221,6 +221,7 @@ def times(story: list[Record]) -> Row:
         "seconds": sum(time["seconds"] for time in timed),
         "tokens_per_second": median(rates) if rates else None,
         "attempts": max((record["attempt"] for record in story), default=0),
+        "watts": next((time["watts"] for time in reversed(timed) if "watts" in time), None),
     }
 
 

@@ -21,7 +21,7 @@ from llm_jax.data.packing import PACKINGS
 from llm_jax.errors import UserError
 from llm_jax.layout import TABLE
 from llm_jax.mesh import MeshConfig
-from llm_jax.models import moe
+from llm_jax.models import flops, moe
 from llm_jax.models.attention import KERNELS
 from llm_jax.models.blocks import BLOCKS
 from llm_jax.models.layers import NORMS
@@ -162,6 +162,10 @@ class Experiment:
         length = self.data.sequence_length
         masked = isinstance(self.objective, MLM)
         return self.objective.targets_of_row(length) / length if masked else 1.0
+
+    def flops_per_token(self, causal: bool = False) -> float:
+        """Training FLOPs of a place of a row, ``flops.training_flops_per_token``."""
+        return flops.training_flops_per_token(self.model, self.data.sequence_length, causal, self.scored)
 
     @property
     def evaluation_rows(self) -> int:

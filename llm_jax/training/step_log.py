@@ -14,7 +14,6 @@ from rich.console import Console
 import llm_jax
 from llm_jax import hardware, hosts
 from llm_jax.data.batch import Batch
-from llm_jax.models.flops import training_flops_per_token
 from llm_jax.training import norms
 from llm_jax.training.bad_steps import BadSteps
 from llm_jax.training.metrics import VALIDATION, MetricsWriter
@@ -55,10 +54,11 @@ class StepLog:
         self._waited = 0.0
         self._tokens = e.global_batch_size * e.data.sequence_length * e.steps_per_dispatch
         self._flops = [
-            training_flops_per_token(e.model, e.data.sequence_length, causal) / program.layout.mesh.size
+            e.flops_per_token(causal) / program.layout.mesh.size
             for causal in ([False, True] if e.model.causal else [False])
         ]
         self._chip = hardware.lookup(jax.devices()[0].device_kind)
+        self._began = time.monotonic(), hardware.gpu_joules()
         self._clock: float | None = None  # starts when the first dispatch, with its compilation, is done
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -156,7 +156,8 @@ class StepLog:
 
     def _rates(self) -> dict[str, float]:
         """Speed of the dispatch just finished: nothing for the first, which compiled, and for one that
-        a pause stood in front of. MFU is given twice, by full and by causal attention FLOPs."""
+        a pause stood in front of. MFU is given twice, by full and by causal attention FLOPs; watts are of a
+        GPU."""
         now, before = time.monotonic(), self._clock
         self._clock = now
         if before is None:
@@ -167,4 +168,7 @@ class StepLog:
             names = ("mfu", "mfu_causal")
             for name, flops in zip(names, self._flops, strict=False):
                 rates[name] = rate * flops / self._chip.flops
+        began, joules = self._began
+        if joules is not None:  # the mean since the run began: the driver's counter moves ten times a second
+            rates["watts"] = (hardware.gpu_joules() - joules) / (now - began)
         return rates

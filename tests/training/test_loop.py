@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from time import monotonic
 
 import numpy as np
 import pytest
 from bucket import ALL, NOTHING
 
-from llm_jax import storage
+from llm_jax import hardware, storage
 from llm_jax.errors import Stopped, UserError
 from llm_jax.report import html
 from llm_jax.training import experiment, loop, metrics
@@ -206,3 +207,11 @@ def test_the_config_says_what_was_asked_for(whole):
     assert config["checkpoint"]["keep_best"] == 1 and config["samples"]["every"] == 15
     resolved = dataclasses.asdict(experiment.resolve(config))
     assert resolved["logging"] == {"tensorboard": False, "wandb_project": "", "profile": ""}
+
+
+def test_power_by_the_driver_s_counter(trained, monkeypatch):
+    """A GPU that takes 400 watts, by a counter that stands for its driver's."""
+    monkeypatch.setattr(hardware, "gpu_joules", lambda: 400 * monotonic())
+    steps = [record for record in metrics.read(trained("power") / "metrics") if record["kind"] == "train"]
+    watts = [record["time"]["watts"] for record in steps if "seconds" in record.get("time", {})]
+    assert watts == pytest.approx([400] * len(watts), rel=0.05) and watts
