@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import resource
-import tempfile
+import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-WARM_UP = 2  # groups after the first, which compiles
+WARM_UP = 2  # groups
 
 
-def measure(group: Callable[[], Any], size: int, steps: int) -> dict[str, Any]:
-    """Times ``steps`` steps in groups of ``size``; a group returns when the last of its steps is done.
-
-    {first_seconds: of the first group, compilation in it; ms: milliseconds a step, one number a group}.
-    """
+def serve(measure: Callable[[], dict[str, Any]], first: Callable[[], Any] | None = None) -> None:
+    """Calls ``first``, which compiles, and says how long it took; then measures whenever a line comes in."""
     start = time.perf_counter()
-    group()
-    first, ms = time.perf_counter() - start, []
-    with alone():
-        for _ in range(WARM_UP):
-            group()
-        for _ in range(max(steps // size, 1)):
-            start = time.perf_counter()
-            group()
-            ms.append(1000 * (time.perf_counter() - start) / size)
-    return {"first_seconds": first, "ms": ms}
+    if first is not None:
+        first()
+    give({"first_seconds": time.perf_counter() - start})
+    for _ in sys.stdin:
+        give(measure())
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """One process of the machine at a time: others may compile meanwhile, and wait here with their steps."""
-    with (Path(tempfile.gettempdir()) / "llm_jax_clock.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def milliseconds(group: Callable[[], Any], size: int, steps: int) -> list[float]:
+    """Those of a step, one number a group, of ``steps`` steps in groups of ``size``; a group returns when the
+    last of its steps is done."""
+    for _ in range(WARM_UP):
+        group()
+    ms = []
+    for _ in range(max(steps // size, 1)):
+        start = time.perf_counter()
+        group()
+        ms.append(1000 * (time.perf_counter() - start) / size)
+    return ms
 
 
 def peak_memory() -> int:
@@ -47,5 +41,5 @@ def peak_memory() -> int:
 
 
 def give(result: dict[str, Any]) -> None:
-    """To the process that started this one: the last line of its output."""
+    """To the process that started this one: a line of its output."""
     print(json.dumps(result), flush=True)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
+from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.speed import clock
 from benchmarks.speed.rows import ROWS
+from llm_jax.data.batch import Batch
 from llm_jax.planning.fit import fit
 from llm_jax.training.program import Program
+
+
+def random_tokens(program: Program) -> Batch:
+    """The first batch, with tokens of all the vocabulary, as the peers have them: a text of characters has
+    few, whose gradients wait for one another."""
+    batch, draw = program.batches[0], np.random.default_rng(0)
+
+    def tokens(like: jax.Array) -> jax.Array:
+        drawn = draw.integers(0, program.experiment.model.vocab_size, like.shape, np.int32)
+        return jax.device_put(drawn, like.sharding)
+
+    return dataclasses.replace(batch, inputs=tokens(batch.inputs), targets=tokens(batch.targets))
 
 
 def main(name: str, text: str, tiny: bool, steps: int) -> None:
@@ -19,29 +35,28 @@ def main(name: str, text: str, tiny: bool, steps: int) -> None:
         program = Program.prepare(row.experiment(text, tiny), directory, say=lambda _: None)
         if row.platform == "gpu":
             program = fit(program, say=lambda _: None)
-        out, size = {}, program.experiment.steps_per_dispatch
-        state, batch = program.init(), program.batches[0]
+        e = program.experiment
+        size, steps = e.steps_per_dispatch, steps or row.steps
+        state, batch = program.init(), random_tokens(program)
+        groups = program.batches.iterate(1, 10**6)
 
-        def from_memory() -> None:
+        def group(batch: Batch) -> None:
             nonlocal state
             state, metrics = program.steps(state, batch)
             jax.block_until_ready(metrics)
 
-        out |= clock.measure(from_memory, size, steps or row.steps)
-        groups = program.batches.iterate(1, program.experiment.steps // size)
+        def measure() -> dict[str, Any]:
+            ms = clock.milliseconds(lambda: group(batch), size, steps)
+            loader_ms = clock.milliseconds(lambda: group(next(groups)), size, steps)
+            device = jax.devices()[0]
+            memory = (device.memory_stats() or {}).get("peak_bytes_in_use") or clock.peak_memory()
+            there = {"device": device.device_kind, "devices": jax.device_count(), "peak_bytes": memory}
+            kernel = program.model.config.kernel
+            choice = {"parts": e.accumulation, "remat": e.model.remat, "kernel": kernel}
+            return {"ms": ms, "loader_ms": loader_ms, "choice": choice} | there
 
-        def from_loader() -> None:
-            nonlocal state
-            state, metrics = program.steps(state, next(groups))
-            jax.block_until_ready(metrics)
-
-        out["loader_ms"] = clock.measure(from_loader, size, steps or row.steps)["ms"]
+        clock.serve(measure, lambda: group(batch))
         groups.close()
-    device = jax.devices()[0]
-    memory = (device.memory_stats() or {}).get("peak_bytes_in_use") or clock.peak_memory()
-    e, there = program.experiment, {"device": device.device_kind, "devices": jax.device_count()}
-    choice = {"parts": e.accumulation, "remat": e.model.remat, "kernel": program.model.config.kernel}
-    clock.give(out | there | {"peak_bytes": memory, "choice": choice})
 
 
 if __name__ == "__main__":

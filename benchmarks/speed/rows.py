@@ -31,7 +31,8 @@ TINY |= {"model.model_dim": 32, "model.num_kv_heads": 2, "model.mlp_dim": 64, "m
 @dataclass(frozen=True)
 class Row:
     """platform: "cpu" or "gpu"; length, width, layers, heads, rows, vocabulary (0 = the characters'): of the
-    model and its batch; steps: how many a round are timed, in groups of per_dispatch."""
+    model and its batch; steps: how many a round are timed, in groups of per_dispatch. memory: the share of a
+    GPU's that ours may take, beside the peers; transformers: whether its GPT-2 or BERT has this shape."""
 
     platform: str
     layers: int
@@ -44,6 +45,8 @@ class Row:
     steps: int = 50
     objective: str = "clm"
     changes: dict[str, Any] = field(default_factory=dict)
+    memory: float = 0.5
+    transformers: bool = True
 
     def experiment(self, text: str, tiny: bool) -> Experiment:
         """Resolved; tiny: the same path at a shape for any machine."""
@@ -78,8 +81,8 @@ ROWS = {
     "shakespeare_cpu_larger": shakespeare(
         layers=6, width=384, heads=6, length=256, rows=16, per_dispatch=4, steps=8
     ),
-    "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, changes=DECODER),
-    "1.3b": Row("gpu", 24, 2048, 16, 2048, 16, 50_304, 4, 20, changes=DECODER),
-    "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, 4, 20, changes=LLAMA),
+    "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, changes=DECODER, memory=0.4),
+    "1.3b": Row("gpu", 24, 2048, 16, 2048, 16, 50_304, 4, 20, changes=DECODER, transformers=False),
+    "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, 4, 20, changes=LLAMA, transformers=False),
     "bert_base": Row("gpu", 12, 768, 12, 512, 128, 30_522, objective="mlm", changes=ENCODER),
 }

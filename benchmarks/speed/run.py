@@ -6,44 +6,49 @@
 
 Forward, backward, clipping and AdamW of the same model from memory (and ours from the real loader as well),
 after a parity check of losses and gradients from equal weights. Sides: ours; our own PyTorch module of the
-same mathematics, on a CPU eager and compiled, on a GPU as benchmarks/speed/tune.py found it fastest; and
-transformers as users meet it, compiled. Processes of the first round compile anew, those of later rounds find
-their programs. Writes benchmarks/results/speed.json: a row that has not run on the hardware it names has
-"dry_run". README's table: python -m benchmarks.speed.table
+same mathematics, on a CPU eager and compiled, on a GPU as benchmarks/speed/tune.py found it fastest; where
+they have the shape, transformers as users meet it, compiled. Writes benchmarks/results/speed.json: a row that
+has not run on the hardware it names has "dry_run". README's table: python -m benchmarks.speed.table
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks import record
 from benchmarks.speed.rows import ROOT, ROWS
+from benchmarks.speed.side import Side
 from llm_jax import hardware
 from llm_jax.training import experiment
 
 RESULT = ROOT / "benchmarks" / "results" / "speed.json"
 CHOICES = ROOT / "benchmarks" / "results" / "speed_choices.json"
 TRIAL_STEPS = 4  # of a dry run
+ROOFS = ("jax", "torch")
 
 
-def sides(name: str, tiny: bool) -> dict[str, list[str]]:
-    """{name: module and arguments}; of a dry run, the peers in one way each."""
-    if ROWS[name].platform == "gpu" and not tiny:
+def commands(name: str, text: str, tiny: bool) -> dict[str, list[str]]:
+    """{side: module and arguments}; of a dry run, the peers in one way each."""
+    row, shape = ROWS[name], [name, text, "tiny" if tiny else "whole", str(TRIAL_STEPS if tiny else 0)]
+    if row.platform == "gpu" and not tiny:
         choices = [tuned(name)]
     else:
         choices = [{"mode": mode} for mode in (("eager",) if tiny else ("eager", "default"))]
-    own = {f"torch {choice['mode']}": ["torch_peer", json.dumps(choice)] for choice in choices}
-    mode = "eager" if tiny else "default"
-    return {"llm_jax": ["ours"], **own, "transformers": ["transformers_peer", mode]}
+    sides = {"llm_jax": ["ours", *shape]}
+    sides |= {f"torch {choice['mode']}": ["torch_peer", *shape, json.dumps(choice)] for choice in choices}
+    if row.transformers:
+        sides["transformers"] = ["transformers_peer", *shape, "eager" if tiny else "default"]
+    return sides | {"roof of jax": ["roof", "jax"], "roof of torch": ["roof", "torch"]}
 
 
 def tuned(name: str) -> dict[str, Any]:
@@ -54,19 +59,36 @@ def tuned(name: str) -> dict[str, Any]:
     return rows[name]["best"]
 
 
-def run_side(module: str, *mode: str, name: str, text: str, tiny: bool, cache: str) -> dict[str, Any]:
-    steps = TRIAL_STEPS if tiny else 0
-    return run_module(module, name, text, "tiny" if tiny else "whole", str(steps), *mode, cache=cache)
+def turns(name: str, sides: dict[str, Side], found: dict[str, list]) -> None:
+    """Every side measures once."""
+    for side, process in sides.items():
+        found[side].append(process.ask())
+        if "ms" in found[side][-1]:
+            last = statistics.median(found[side][-1]["ms"])
+            print(f"  {name}, round {len(found[side])}, {side}: {last:.1f} ms a step", flush=True)
 
 
-def run_module(module: str, *arguments: str, cache: str) -> dict[str, Any]:
-    """What a process of its own gives. cache: a directory for what it compiles."""
-    command = [sys.executable, "-m", f"benchmarks.speed.{module}", *arguments]
-    own = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/jax", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch"}
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def time_sides(name: str, text: str, rounds: int, tiny: bool, cache: str) -> dict[str, list[dict[str, Any]]]:
+    """{side: what it measured in each round}. On a GPU all sides compile at once and live through all rounds,
+    each waiting for its turns; on a CPU every turn is of a new process, and alone."""
+    row, asked = ROWS[name], commands(name, text, tiny)
+    found: dict[str, list] = {side: [] for side in asked}
+    start = partial(Side, cache=cache, memory={"ours": row.memory})
+    if row.platform == "gpu" and not tiny:
+        with contextlib.ExitStack() as stack:
+            sides = {side: stack.enter_context(start(*command)) for side, command in asked.items()}
+            first = {side: process.answer() for side, process in sides.items()}
+            for _ in range(rounds):
+                turns(name, sides, found)
+    else:
+        first = {}
+        for _ in range(rounds):
+            for side, command in asked.items():
+                with start(*command) as process:
+                    ready = process.answer()
+                    first.setdefault(side, ready)
+                    turns(name, {side: process}, found)
+    return {side: [first[side] | one for one in them] for side, them in found.items()}
 
 
 def summarize(rounds: list[dict[str, Any]], tokens: int, flops_per_token: float) -> dict[str, Any]:
@@ -100,29 +122,28 @@ def utilization(side: dict[str, Any], full: float, causal: float) -> dict[str, f
     return {"mfu": round(mfu, 3), "mfu_causal": round(mfu * causal / full, 3)}
 
 
+def check(name: str, text: str, tiny: bool) -> dict[str, Any]:
+    """Whether the sides are the same mathematics, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.speed.equal", name, text, "tiny" if tiny else "whole"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    equal = json.loads(done.stdout.splitlines()[-1])
+    if not equal["passed"]:
+        raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
+    print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
+    return equal
+
+
 def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
     row = ROWS[name]
     e = row.experiment(text, tiny)
+    equal = check(name, text, tiny or row.platform == "gpu")
     with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
-        small = tiny or row.platform == "gpu"
-        equal = run_side("equal", name=name, text=text, tiny=small, cache=cache)
-        if not equal["passed"]:
-            raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
-        print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
-        found: dict[str, list] = {side: [] for side in sides(name, tiny)}
-        roofs: dict[str, list] = {"jax": [], "torch": []}
-        for number in range(rounds):
-            for framework, rates in roofs.items():
-                rates.append(run_module("roof", framework, cache=cache)["tflops"])
-            for side, (module, *mode) in sides(name, tiny).items():
-                one = run_side(module, *mode, name=name, text=text, tiny=tiny, cache=cache)
-                found[side].append(one)
-                last = statistics.median(one["ms"])
-                print(f"  round {number + 1}, {side}: {last:.1f} ms a step", flush=True)
+        found = time_sides(name, text, rounds, tiny, cache)
+    rates = {framework: [one["tflops"] for one in found.pop(f"roof of {framework}")] for framework in ROOFS}
+    roof = {framework: round(statistics.median(them), 3) for framework, them in rates.items()}
     e = experiment.complete(e, equal["vocab_size"])
     c, tokens, cost = e.model, e.global_batch_size * e.data.sequence_length, e.flops_per_token()
     out = {side: summarize(them, tokens, cost) for side, them in found.items()}
-    roof = {framework: round(statistics.median(rates), 3) for framework, rates in roofs.items()}
     for side, it in out.items():
         it["share_of_roof"] = round(it["tflops"] / roof["jax" if side == "llm_jax" else "torch"], 3)
     out["llm_jax"] |= utilization(out["llm_jax"], cost, e.flops_per_token(c.causal))

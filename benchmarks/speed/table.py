@@ -41,7 +41,12 @@ def _line(name: str, row: dict) -> str:
     mode = best.removeprefix("torch ")
     theirs = f"{torch['ms']:.4g} ({'eager' if mode == 'eager' else 'compiled'})"
     roof = f"{sides['llm_jax']['share_of_roof']:.0%}, PyTorch {sides[best]['share_of_roof']:.0%}"
-    cells = (f"`{name}`", span, theirs, f"{sides['transformers']['ms']:.4g}")
+    cells = (
+        f"`{name}`",
+        span,
+        theirs,
+        f"{sides['transformers']['ms']:.4g}" if "transformers" in sides else "",
+    )
     cells += (f"{row['ours_over_best_torch']:.2f} times as fast", roof, ours["device"])
     return "| " + " | ".join(cells) + " |"
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
@@ -109,10 +110,17 @@ def main(name: str, text: str, tiny: bool, steps: int, choice: Choice) -> None:
     gc.disable()
     step = Step(e, choice)
     size = min(row.per_dispatch, steps or row.steps)
-    out = clock.measure(step.group(size), size, steps or row.steps)
-    memory = torch.cuda.max_memory_allocated() if CUDA else clock.peak_memory()
-    chosen = dataclasses.asdict(choice)
-    clock.give(out | {"peak_bytes": memory, "threads": torch.get_num_threads(), "choice": chosen})
+    group, about = (
+        step.group(size),
+        {"choice": dataclasses.asdict(choice), "threads": torch.get_num_threads()},
+    )
+
+    def measure() -> dict[str, Any]:
+        ms = clock.milliseconds(group, size, steps or row.steps)
+        memory = torch.cuda.max_memory_allocated() if CUDA else clock.peak_memory()
+        return about | {"ms": ms, "peak_bytes": memory}
+
+    clock.serve(measure, group)
 
 
 if __name__ == "__main__":

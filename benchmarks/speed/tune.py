@@ -5,12 +5,13 @@ in a process of its own.
 
 cuDNN's or the flash kernel of scaled_dot_product_attention; autocast, or weights in bfloat16 beside float32
 masters; how many rows at a time; the modes of torch.compile. Writes benchmarks/results/speed_choices.json
-after each trial, all that was tried in it; benchmarks/speed/run.py takes the best of it.
+all that was tried; benchmarks/speed/run.py takes the best.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -19,8 +20,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import record
-from benchmarks.speed import run
 from benchmarks.speed.rows import ROOT, ROWS
+from benchmarks.speed.side import Side
 from benchmarks.speed.torch_peer import Choice
 
 RESULT = ROOT / "benchmarks" / "results" / "speed_choices.json"
@@ -41,28 +42,43 @@ def axes(best: Choice) -> Iterator[list[Choice]]:
 
 
 def tune(name: str, text: str) -> Iterator[dict[str, Any]]:
-    """All that has been tried, after each trial. One that does not run, for want of memory or of a kernel,
-    has "failed" in place of its time."""
+    """All that has been tried, after each axis. What does not run, for want of memory or of a kernel, has
+    "failed" in place of its time."""
     best, taken, tried = FIRST, float("inf"), []
     order = axes(best)
     choices = next(order)
     with tempfile.TemporaryDirectory() as cache:
         while choices:
-            for choice in choices:
-                one = {"choice": dataclasses.asdict(choice)}
-                try:
-                    arguments = name, text, "whole", str(STEPS), json.dumps(one["choice"])
-                    found = run.run_module("torch_peer", *arguments, cache=cache)
-                    ms = statistics.median(found["ms"])
-                    tried.append(one | {"ms": round(ms, 2), "peak_gb": round(found["peak_bytes"] / 1e9, 2)})
-                    best, taken = (choice, ms) if ms < taken else (best, taken)
-                except RuntimeError as error:
-                    tried.append(one | {"failed": str(error).splitlines()[-1][:200]})
-                yield {"best": dataclasses.asdict(best), "tried": tried}
+            for one in _trials(name, text, choices, cache):
+                tried.append(one)
+                if one.get("ms", taken) < taken:
+                    best, taken = Choice(**one["choice"]), one["ms"]
+            yield {"best": dataclasses.asdict(best), "tried": tried}
             try:
                 choices = order.send(best)
             except StopIteration:
                 return
+
+
+def _trials(name: str, text: str, choices: list[Choice], cache: str) -> Iterator[dict[str, Any]]:
+    """Of choices that compile beside one another, and are timed one after another."""
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for choice in map(dataclasses.asdict, choices):
+            arguments = name, text, "whole", str(STEPS), json.dumps(choice)
+            side = stack.enter_context(Side("torch_peer", *arguments, cache=cache, memory={}))
+            sides.append(({"choice": choice}, side))
+        for one, side in sides:
+            try:
+                side.answer()
+            except RuntimeError as error:
+                one["failed"] = str(error).splitlines()[-1][:200]
+        for one, side in sides:
+            if "failed" not in one:
+                found = side.ask()
+                one["ms"] = round(statistics.median(found["ms"]), 2)
+                one["peak_gb"] = round(found["peak_bytes"] / 1e9, 2)
+            yield one
 
 
 def main() -> None:
@@ -77,7 +93,7 @@ def main() -> None:
     for name in args.rows.split(","):
         for found in tune(name, args.text):
             result["rows"][name] = record.environment("torch") | found
-            print(f"{name}: {found['tried'][-1]}", flush=True)
+            print(f"{name}: the best of {len(found['tried'])} is {found['best']}", flush=True)
             record.write("speed_choices", result)
 
 

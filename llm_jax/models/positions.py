@@ -19,10 +19,13 @@ def rotate(x_blhk: jax.Array, positions_bl: jax.Array, base: float | jax.Array) 
     """
     half = x_blhk.shape[-1] // 2
     frequencies = jnp.exp(-jnp.log(base) / half * jnp.arange(half, dtype=jnp.float32))
-    angles = positions_bl[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = x_blhk[..., :half].astype(jnp.float32), x_blhk[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_blhk.dtype)
+    angles = positions_bl[:, :, None, None, None].astype(jnp.float32) * frequencies
+    sign = jnp.array([[-1.0], [1.0]])
+    # Halves change places by a reversal, which is fused with what is around it; XLA's GPU compiler makes a
+    # kernel of its own of a concatenation, 5% of GPT-2's step (log).
+    x_blh2k = jnp.reshape(x_blhk, (*x_blhk.shape[:-1], 2, half)).astype(jnp.float32)
+    turned = x_blh2k * jnp.cos(angles) + jnp.flip(x_blh2k, axis=-2) * (sign * jnp.sin(angles))
+    return jnp.reshape(turned, x_blhk.shape).astype(x_blhk.dtype)
 
 
 def sinusoids(positions_bl: jax.Array, dim: int) -> jax.Array:
