@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.speed import clock
 from benchmarks.speed.rows import ROWS
 from llm_jax.data.batch import Batch
-from llm_jax.planning.fit import fit
 from llm_jax.training.program import Program
 
 
@@ -33,8 +32,6 @@ def main(name: str, text: str, tiny: bool, steps: int) -> None:
     row = ROWS[name]
     with tempfile.TemporaryDirectory() as directory:
         program = Program.prepare(row.experiment(text, tiny), directory, say=lambda _: None)
-        if row.platform == "gpu":
-            program = fit(program, say=lambda _: None)
         e = program.experiment
         size, steps = e.steps_per_dispatch, steps or row.steps
         state, batch = program.init(), random_tokens(program)

@@ -78,8 +78,11 @@ class Mixture:
 
     def draw(self, seed: int, draws: np.ndarray) -> Rows:
         """The rows of these global draws."""
-        source, numbers = self.locate(seed, draws)
-        parts = [(source == i, self.rows[i].read(numbers[source == i])) for i in np.unique(source)]
+        source, turn = self._turns(seed, draws)
+        parts = [
+            (source == i, self.rows[i].draw(seed, turn[source == i], self._purpose(i)))
+            for i in np.unique(source)
+        ]
         whole = [np.empty((len(draws), *array.shape[1:]), array.dtype) for array in parts[0][1]]
         for mine, part in parts:
             for out, array in zip(whole, part, strict=True):
@@ -88,6 +91,18 @@ class Mixture:
 
     def locate(self, seed: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 source and row of each draw. Raises UserError beyond the last row that the epochs allow."""
+        source, turn = self._turns(seed, draws)
+        numbers = np.empty_like(turn)
+        for i in np.unique(source):
+            mine = source == i
+            numbers[mine] = order.shuffled_rows(seed, turn[mine], len(self.rows[i]), self._purpose(i))
+        return source, numbers
+
+    def _purpose(self, source: int) -> str:
+        return f"order.{self.names[source]}"
+
+    def _turns(self, seed: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 source of each draw, and how many rows of that source come before it."""
         draws = np.asarray(draws, np.int64)
         if self.limit is not None and draws.size and draws.max() >= self.limit:
             raise UserError(f"row {draws.max():,} of the mixture is asked for; {self.allowance()}")
@@ -97,12 +112,7 @@ class Mixture:
         for s, b in np.unique(np.stack([stage, block], 1), axis=0):
             mine = (stage == s) & (block == b)
             source[mine], turn[mine] = self._in_block(seed, self.stages[s], int(b), draws[mine])
-        numbers = np.empty_like(draws)
-        for i in np.unique(source):
-            mine = source == i
-            own = f"order.{self.names[i]}"
-            numbers[mine] = order.shuffled_rows(seed, turn[mine], len(self.rows[i]), own)
-        return source, numbers
+        return source, turn
 
     def _in_block(
         self, seed: int, stage: Stage, block: int, draws: np.ndarray

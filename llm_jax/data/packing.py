@@ -22,7 +22,9 @@ class _Cut:
 
     def read(self, rows: np.ndarray) -> Rows:
         """The rows with these numbers, [len(rows), length + 1]."""
-        starts, stops = self._spans(np.asarray(rows, np.int64))
+        return self._read(*self._spans(np.asarray(rows, np.int64)))
+
+    def _read(self, starts: np.ndarray, stops: np.ndarray) -> Rows:
         tokens = np.full((len(starts), self.length + 1), PAD, np.int32)
         for out, start, stop in zip(tokens, starts.tolist(), stops.tolist(), strict=True):
             out[: stop - start] = self.source.read(start, stop)
@@ -34,9 +36,9 @@ class _Cut:
             positions[padding] *= real
         return Rows(tokens, segments, positions)
 
-    def draw(self, seed: int, draws: np.ndarray) -> Rows:
+    def draw(self, seed: int, draws: np.ndarray, purpose: str = "order") -> Rows:
         """The rows of global draws: epoch after epoch, each in an order of its own."""
-        return self.read(order.shuffled_rows(seed, draws, len(self)))
+        return self.read(order.shuffled_rows(seed, draws, len(self), purpose))
 
     def _places(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Segments and positions, int32 [rows, length + 1], where a row is one segment."""
@@ -59,6 +61,23 @@ class Contiguous(_Cut):
     def _spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = rows * self.length
         return starts, np.minimum(starts + self.length + 1, self.source.tokens)
+
+
+@dataclass(frozen=True)
+class Shifted(Contiguous):
+    """The same, but every epoch after the first cuts at other places, so that a token is seen in other rows and
+    positions: of use where a small text is read many times. ``read`` knows the first epoch's cuts alone.
+    """
+
+    def draw(self, seed: int, draws: np.ndarray, purpose: str = "order") -> Rows:
+        draws = np.asarray(draws, np.int64)
+        rows, epochs = order.shuffled_rows(seed, draws, len(self), purpose), draws // len(self)
+        drawn = order.bits(seed, f"{purpose}.shift", epochs) % np.uint64(self.length)
+        shift = np.where(epochs > 0, drawn.astype(np.int64), 0)
+        starts = rows * self.length + shift
+        stops = np.minimum(starts + self.length + 1, self.source.tokens)
+        behind = starts >= self.source.tokens - 1  # the end: what was left out at the beginning
+        return self._read(np.where(behind, 0, starts), np.where(behind, shift + 1, stops))
 
 
 @dataclass(frozen=True)
@@ -94,10 +113,10 @@ class OneDocument(_Cut):
         return starts, np.minimum(ends[rows], starts + self.length + 1)
 
 
-PACKINGS = {"packed": Packed, "contiguous": Contiguous, "document": OneDocument}
+PACKINGS = {"packed": Packed, "contiguous": Contiguous, "shifted": Shifted, "document": OneDocument}
 
 
-def pack(source: TokenSource, kind: str, length: int) -> Packed | Contiguous | OneDocument:
+def pack(source: TokenSource, kind: str, length: int) -> Contiguous | OneDocument:
     """The rows of a split. Raises UserError when there are none."""
     rows = PACKINGS[kind](source, length)
     if len(rows) < 1:

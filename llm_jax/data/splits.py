@@ -8,13 +8,13 @@ from pathlib import Path
 
 from llm_jax.data import packing
 from llm_jax.data.mixture import Mixture
-from llm_jax.data.packing import Contiguous, OneDocument, Packed
+from llm_jax.data.packing import Contiguous, OneDocument
 from llm_jax.data.source import TokenSource
 from llm_jax.errors import UserError
 from llm_jax.text import shards
 from llm_jax.text.sources import DataConfig
 
-Cut = Packed | Contiguous | OneDocument
+Cut = Contiguous | OneDocument
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ class Splits:
         where segments keep documents apart.
         """
         source = self.rows(split).source
-        begun = len(source.ends) if self.config.markers and self.config.rows != "contiguous" else 0
+        begun = len(source.ends) if self.config.markers and self.config.rows in ("packed", "document") else 0
         return source.text_bytes / (source.tokens - begun)

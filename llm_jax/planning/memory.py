@@ -60,4 +60,4 @@ def logits(e: Experiment, layout: Layout) -> float:
     """Float32 scores of a chunk, their exponentials and their gradient."""
     c, t = e.model, Tokens.of(e, layout)
     all_of_them = t.count * c.padded_vocab / layout.ways("vocab")
-    return 3 * 4 * min(all_of_them, cross_entropy.MAX_LOGITS)
+    return 3 * 4 * min(all_of_them, cross_entropy.most_logits())

@@ -45,8 +45,8 @@ class DataConfig:
     validation: "document" holds out whole documents by the hash of their text; "position" holds out
     the last part of every document. markers: put BOS before and EOS after every document.
     rows: "packed" cuts the concatenated documents and keeps them apart by segments; "contiguous" cuts
-    the same stream and lets attention cross documents; "document" gives each document one row, cut
-    or padded.
+    the same stream and lets attention cross documents; "shifted" is the same, cut at other places in each
+    epoch; "document" gives each document one row, cut or padded.
     """
 
     text: tuple[str, ...] = runtime(("python:docs",))

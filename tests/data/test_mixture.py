@@ -71,6 +71,9 @@ def fake(weights, sizes=None, epochs=None):
             def __len__(self):
                 return size
 
+            def draw(self, seed, draws, purpose):
+                return self.read(order.shuffled_rows(seed, draws, size, purpose))
+
             def read(self, rows):
                 tokens = np.repeat(1000 * i + rows[:, None], 5, axis=1)
                 return Rows(tokens.astype(np.int32), np.ones_like(tokens), np.zeros_like(tokens))

@@ -115,3 +115,26 @@ def test_rows_in_any_order_and_number(kind):
 def test_too_little_text_for_a_row(kind):
     with pytest.raises(UserError, match="1 tokens, too few"):
         packing.pack(source_of([[5]]), kind, 8)
+
+
+def test_shifted_rows_are_cut_elsewhere_in_each_epoch():
+    """Of 21 tokens in rows of 4: the first epoch as "contiguous", the others whole, too, at other places."""
+    stream = np.arange(5, 26).tolist()
+    shifted, fixed = (packing.pack(source_of([stream]), kind, 4) for kind in ("shifted", "contiguous"))
+    count, starts = len(shifted), []
+    np.testing.assert_array_equal(
+        shifted.draw(7, np.arange(count)).tokens, fixed.draw(7, np.arange(count)).tokens
+    )
+    for epoch in range(1, 9):
+        rows = shifted.draw(7, epoch * count + np.arange(count))
+        real = rows.tokens[rows.segments > 0]
+        assert set(stream) - set(real.tolist()) <= set(
+            stream[:4]
+        )  # what comes before the first cut, if no row is free
+        starts.append(int(rows.tokens[:, 0].min()))
+        for tokens, segments in zip(rows.tokens, rows.segments, strict=True):
+            size = int(segments.sum())
+            assert size >= 2 and tokens[:size].tolist() == list(range(tokens[0], tokens[0] + size))
+    assert len(set(starts)) > 1
+    one = shifted.draw(7, np.array([3 * count + 2])).tokens  # any draw on its own
+    np.testing.assert_array_equal(one[0], shifted.draw(7, 3 * count + np.arange(count)).tokens[2])
