@@ -12,14 +12,14 @@ from llm_jax.training.experiment import default_config
 
 def get_config(arg=""):
     config = default_config()
-    config.steps = 5000
+    config.steps = 2000
     config.global_batch_size = 64
     config.steps_per_dispatch = 10
     config.data.text = ("tinyshakespeare.txt",)
     config.data.validation = "position"
     config.data.validation_fraction = 0.1
     config.data.markers = False
-    config.data.rows = "contiguous"
+    config.data.rows = "shifted"
     config.data.sequence_length = 256
     config.model.num_layers = 6
     config.model.num_heads = 6

@@ -134,9 +134,7 @@ def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoo
     """{name: float32 [batch, n]} of each token."""
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     log_total = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) + top[..., 0]
-    # A gather would not do: the vocabulary may be sharded.
-    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
-    label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    label = _of_target(logits, targets)
     values = {"loss": log_total - label, "accuracy": (label >= top[..., 0]).astype(jnp.float32)}
     if "z_loss" in extras:
         values["z_loss"] = jnp.square(log_total)
@@ -148,6 +146,36 @@ def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoo
         mean = jnp.sum(jnp.where(real, logits, 0.0), axis=-1) / jnp.sum(real, axis=-1)
         values["smoothed_loss"] = log_total - (1 - smoothing) * label - smoothing * mean
     return values
+
+
+@jax.custom_vjp
+def _of_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """float32 [batch, n]: each token's logit of its target. Where the vocabulary is whole it is looked up, and
+    the logits need not be read once more for it; the gradient is a mask either way, which is fused with the
+    others', while that of a look-up would be scattered."""
+    if _cut(logits)[-1] is not None:
+        return jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _of_target_forward(logits: jax.Array, targets: jax.Array) -> tuple:
+    return _of_target(logits, targets), (logits, targets)
+
+
+def _of_target_backward(kept: tuple, d_label: jax.Array) -> tuple:
+    return jnp.where(_is_target(*kept), d_label[..., None], 0.0), None
+
+
+_of_target.defvjp(_of_target_forward, _of_target_backward)
+
+
+def _cut(logits: jax.Array) -> PartitionSpec:
+    return jax.typeof(logits).sharding.spec
+
+
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    entries = jnp.arange(logits.shape[-1])
+    return targets[..., None] == jax.sharding.reshard(entries, PartitionSpec(_cut(logits)[-1]))
 
 
 def _chunks(batch: int, length: int, vocab: int, max_logits: int) -> int:

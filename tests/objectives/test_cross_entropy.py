@@ -138,7 +138,8 @@ def test_chunks_by_what_one_device_holds(sizes, chunks):
 
     with jax.sharding.use_abstract_mesh(layout.mesh):
         arrays = [(rows, 4096, 8), (128_256, 8), (rows, 4096), (rows, 4096)]
-        types = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in arrays]
+        dtypes = (jnp.float32, jnp.float32, jnp.int32, jnp.float32)
+        types = [jax.ShapeDtypeStruct(*one) for one in zip(arrays, dtypes, strict=True)]
         jaxpr = jax.make_jaxpr(loss)(*types).jaxpr
     assert [eqn.params["length"] for eqn in jaxpr.eqns if eqn.primitive.name == "scan"] == [chunks]
 
