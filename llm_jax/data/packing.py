@@ -65,8 +65,8 @@ class Contiguous(_Cut):
 
 @dataclass(frozen=True)
 class Shifted(Contiguous):
-    """The same, but every epoch after the first cuts at other places, so that a token is seen in other rows and
-    positions: of use where a small text is read many times. ``read`` knows the first epoch's cuts alone.
+    """The same, but every epoch after the first cuts at other places, so that a token is seen in other rows
+    and positions: of use where a small text is read many times. ``read`` knows the first epoch's cuts alone.
     """
 
     def draw(self, seed: int, draws: np.ndarray, purpose: str = "order") -> Rows:

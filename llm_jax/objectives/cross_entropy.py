@@ -77,8 +77,8 @@ def cross_entropy(
     hidden: [batch, length, d]; targets: int [batch, length]; weights: float32 [batch, length];
     logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss", "smoothed_loss" and
     "top5_accuracy". When the logits of the batch would be more than ``max_logits`` numbers on a device (0:
-    ``most_logits``), they are made, used and made again in the backward pass, chunk of the length after chunk. Where the length is
-    cut, every chunk takes as much of each shard.
+    ``most_logits()``), they are made, used and made again in the backward pass, chunk of the length after
+    chunk. Where the length is cut, every chunk takes as much of each shard.
     """
     logits = jax.eval_shape(logits_fn, hidden)
     count = _chunks(*logits.sharding.shard_shape(logits.shape), max_logits or most_logits())
@@ -150,9 +150,9 @@ def _values(logits: jax.Array, targets: jax.Array, extras: tuple[str, ...], smoo
 
 @jax.custom_vjp
 def _of_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """float32 [batch, n]: each token's logit of its target. Where the vocabulary is whole it is looked up, and
-    the logits need not be read once more for it; the gradient is a mask either way, which is fused with the
-    others', while that of a look-up would be scattered."""
+    """float32 [batch, n]: each token's logit of its target. Where the vocabulary is whole it is looked up,
+    which spares a pass over the logits; the gradient is a mask either way, which is fused with the others',
+    while that of a look-up would be scattered."""
     if _cut(logits)[-1] is not None:
         return jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
