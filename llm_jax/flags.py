@@ -29,8 +29,9 @@ TPU = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
-# From NVIDIA's advice (JAX-Toolbox, GPU_performance.md). The scan over layers is unrolled once, so that the
-# next layer's gathers find products to hide behind. Named in jaxlib 0.10.2 and 0.12.0, run on no GPU.
+# From NVIDIA's advice (JAX-Toolbox, GPU_performance.md), for several GPUs. The scan over layers is unrolled
+# once, so that the next layer's gathers find products to hide behind. Named in jaxlib 0.10.2 and 0.12.0. One
+# GPU goes without: on an H200 a step took as long, and the loop over steps was compiled twice over (log).
 GPU = {
     "xla_gpu_enable_latency_hiding_scheduler": "true",
     "xla_gpu_enable_pipelined_all_gather": "true",
@@ -58,11 +59,12 @@ def add(platform: str, flags: dict[str, str]) -> None:
         os.environ[variable] = " ".join([*there, *new])
 
 
-def overlap() -> None:
+def overlap(several_gpus: bool) -> None:
     """Sets the flags of the accelerators that jax has a plugin for."""
     if importlib.util.find_spec("libtpu"):
         add("tpu", TPU)
-    if any(e.name.startswith("xla_cuda") for e in importlib.metadata.entry_points(group="jax_plugins")):
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if any(plugin.name.startswith("xla_cuda") for plugin in plugins) and several_gpus:
         add("gpu", GPU)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from llm_jax.errors import UserError
 
@@ -113,18 +114,30 @@ def gpu_joules() -> float | None:
 
     From the driver's own library, without a package: NVML's nvmlDeviceGetTotalEnergyConsumption.
     """
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    count, total = ctypes.c_uint(), 0
-    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-        return None
-    for index in range(count.value):
+    nvml, count = _gpus()
+    total = 0
+    for index in range(count):
         device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
         if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
             return None
         if nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
             return None
         total += millijoules.value
-    return total / 1e3 / count.value if count.value else None
+    return total / 1e3 / count if count else None
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs of this machine, by their driver: known before jax asks for a device."""
+    return _gpus()[1]
+
+
+def _gpus() -> tuple[Any, int]:
+    """NVML, and how many GPUs it sees; 0 without a driver."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None, 0
+    count = ctypes.c_uint()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return None, 0
+    return nvml, count.value

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from llm_jax import flags, hosts
+from llm_jax import flags, hardware, hosts
 from llm_jax.config import runtime
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
@@ -97,7 +97,7 @@ def start(config: MeshConfig, rows: int) -> MeshConfig:
     if count > 1:
         flags.add("cpu", flags.CPU)
     if config.overlap_flags:
-        flags.overlap()
+        flags.overlap(hosts.count() > 1 or hardware.gpu_count() > 1)
     flags.keep_compiled()
     with contextlib.suppress(RuntimeError):  # jax is already running: a notebook, or the tests
         jax.config.update("jax_num_cpu_devices", count)

@@ -1,4 +1,5 @@
-"""The order of the rooms: a module imports only from rooms above it. The list is the house plan's."""
+"""The order of the rooms: a module imports only from rooms above it. The list is the house plan's, but
+that hardware stands above flags and mesh, which ask it how many GPUs there are."""
 
 import ast
 from pathlib import Path
@@ -8,12 +9,12 @@ import llm_jax
 ROOMS = [
     "errors",
     "config",
+    "hardware",
     "hosts",
     "flags",
     "layout",
     "mesh",
     "storage",
-    "hardware",
     "text",
     "data",
     "models",

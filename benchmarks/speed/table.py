@@ -36,18 +36,29 @@ def _line(name: str, row: dict) -> str:
     if row["dry_run"]:
         return f"| `{name}` | not run yet on a {row['platform'].upper()} | | | | | |"
     sides, best = row["sides"], row["best_torch"]
-    ours, torch = sides["llm_jax"], sides[best]
+    ours, hugging = sides["llm_jax"], sides.get("transformers")
     span = f"{ours['ms']:.4g} ({ours['ms_p10']:.4g} to {ours['ms_p90']:.4g})"
-    mode = best.removeprefix("torch ")
-    theirs = f"{torch['ms']:.4g} ({'eager' if mode == 'eager' else 'compiled'})"
-    roof = f"{sides['llm_jax']['share_of_roof']:.0%}, PyTorch {sides[best]['share_of_roof']:.0%}"
+    theirs, ratio, roof = "not run", "", f"{ours['share_of_roof']:.0%}"
+    if best:
+        mode = "eager" if best == "torch eager" else "compiled"
+        theirs, ratio = (
+            f"{sides[best]['ms']:.4g} ({mode})",
+            f"{row['ours_over_best_torch']:.2f} times as fast",
+        )
+        roof += f", PyTorch {sides[best]['share_of_roof']:.0%}"
+    elif hugging:
+        ratio = f"{hugging['ms'] / ours['ms']:.2f} times as fast as transformers"
+    if "mfu" in ours:
+        roof += f"; MFU {ours['mfu']:.1%}, causal {ours['mfu_causal']:.1%}"
     cells = (
         f"`{name}`",
         span,
         theirs,
-        f"{sides['transformers']['ms']:.4g}" if "transformers" in sides else "",
+        f"{hugging['ms']:.4g}" if hugging else "",
+        ratio,
+        roof,
+        ours["device"],
     )
-    cells += (f"{row['ours_over_best_torch']:.2f} times as fast", roof, ours["device"])
     return "| " + " | ".join(cells) + " |"
 
 
