@@ -1,14 +1,15 @@
 """Does the best learning rate stay where it is as a model grows? By transfer, and by the standard
 parameterisation.
 
-  python -m benchmarks.scaling.transfer [--workers=2]
+  python -m benchmarks.scaling.transfer [--workers=2] [--keep]
 
-Decoders on the characters of Python's own source, from 32 wide (2 heads of 16) with 2 layers: wider, to 20
+Decoders on the characters of Python's own source, from 32 wide (2 heads of 16) with 2 layers: wider, to 64
 times the non-embedding parameters, by muP; and deeper, to 4 times, by CompleteP. Horizon rule: all runs have
 the same steps, batches and schedule. Of each model the rates are a grid in steps of sqrt 2, which grows until
 the lowest mean loss has SIDE rates on both sides; the best is the minimum of a parabola in the log rate
 through these 2 * SIDE + 1, with a height for each seed. Intervals: 95%, from REPEATS resamples of the
 residuals. Writes benchmarks/results/transfer.json; exit code 1 if muP's best rate moves by LIMIT or more.
+--keep takes the models that are in that file already from it; "commit" of each says where it was trained.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import math
 import multiprocessing
 import os
@@ -34,7 +36,7 @@ from llm_jax.training.program import Program
 from llm_jax.training.transfer import transfer
 
 HEAD, BASE = 16, (32, 2)  # width, layers
-GROWTH = {"wider": (BASE, (64, 2), (144, 2)), "deeper": (BASE, (32, 4), (32, 8))}
+GROWTH = {"wider": (BASE, (64, 2), (144, 2), (256, 2)), "deeper": (BASE, (32, 4), (32, 8))}
 RECIPES = {"wider": ("standard", "mup"), "deeper": ("standard", "completep")}
 SEEDS = (0, 1, 2)
 START = -12  # the first rates tried are 2^(START / 2) and SIDE on both sides; by "standard" 1 / width of it
@@ -54,6 +56,8 @@ COMMON = {
     "evaluation.batches": 40,
     "evaluation.batch_size": 64,
 }
+
+SETTINGS = {"common": COMMON, "head_dim": HEAD, "seeds": SEEDS}
 
 
 class Group(NamedTuple):
@@ -127,6 +131,7 @@ def sweep(group: Group, data: str) -> dict[str, Any]:
         "log2_rates": [k / 2 for k in wanted],
         "fitted": [losses[k] for k in wanted],
         "cpu_seconds": round(time.process_time() - began),
+        "commit": record.environment()["commit"],
     }
 
 
@@ -168,25 +173,37 @@ def _interval(values: np.ndarray) -> list[float]:
     return [float(f"{x:.4g}") for x in (values[0], *np.percentile(values[1:], (2.5, 97.5)))]
 
 
+def kept_runs() -> dict[Group, dict[str, Any]]:
+    """What the file of results has, if it is of the same settings."""
+    before = json.loads((record.HERE / "results" / "transfer.json").read_text())
+    if {key: before[key] for key in SETTINGS} != json.loads(json.dumps(SETTINGS)):
+        raise SystemExit("transfer.json is of other settings; leave --keep out")
+    return {Group(*(run[name] for name in Group._fields)): run for run in before["runs"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one thread each")
+    parser.add_argument("--keep", action="store_true", help="train only what the results have not")
     args = parser.parse_args()
+    kept = kept_runs() if args.keep else {}
     groups = {group_of(r, size) for way, sizes in GROWTH.items() for r in RECIPES[way] for size in sizes}
     groups = sorted(groups, key=lambda group: -group.layers * group.width**2)  # the longest first
     with tempfile.TemporaryDirectory() as directory:
         data = f"{directory}/tokens"
         program(groups[-1], data)  # makes the data, once
         with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-            swept = pool.starmap(sweep, [(group, data) for group in groups], chunksize=1)
-    judged = judge(dict(zip(groups, swept, strict=True)))
+            missing = [group for group in groups if group not in kept]
+            swept = pool.starmap(sweep, [(group, data) for group in missing], chunksize=1)
+    swept = kept | dict(zip(missing, swept, strict=True))
+    judged = judge(swept)
     for name, found in judged.items():
         print(f"{name:<18} best rates {found['best_rates']} move by {found['moves_by']}")
     versions = record.environment("jax", "jaxlib", "flax", "optax", "numpy")
-    settings = {"common": COMMON, "head_dim": HEAD, "seeds": SEEDS, "repeats": REPEATS}
-    record.write("transfer", {**versions, **settings, "judged": judged, "runs": swept})
+    runs = [swept[group] for group in groups]
+    record.write("transfer", {**versions, **SETTINGS, "repeats": REPEATS, "judged": judged, "runs": runs})
     sys.exit(judged["wider, mup"]["moves_by"][0] >= LIMIT)
 
 
