@@ -20,6 +20,7 @@ from llm_jax import storage
 from llm_jax.errors import UserError
 from llm_jax.scaling import backtest, study, table
 from llm_jax.scaling.laws.methods import Law
+from llm_jax.training import metrics
 from llm_jax.training.rundir import RunDirectory
 
 LEVEL = 0.9
@@ -144,7 +145,8 @@ def score_run(forecast: Forecast, place: str) -> dict[str, Any]:
     run = RunDirectory(storage.path(place))
     if not run.config.exists():
         raise UserError(f"--score={place} is neither a number nor a run's directory")
-    numbers = table.numbers(run)
-    if numbers["loss"] is None:
+    story = metrics.read(run.metrics)
+    loss, flops = table.losses(story)["loss"], table.work(run.stored(), story)["training_flops"]
+    if loss is None:
         raise UserError(f"--score={place}: the run has no evaluation yet")
-    return score(forecast, numbers["loss"], numbers["training_flops"])
+    return score(forecast, loss, flops)

@@ -1,5 +1,6 @@
 """Forecasts: sealed, dated, with an interval that knows of noise, form and single runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from tables import TRUTH, isoflop_runs
 from llm_jax.errors import UserError
 from llm_jax.scaling import forecast, study
 from llm_jax.scaling.forecast import interval
+from llm_jax.training import experiment, loop
 
 AHEAD = 1e17
 
@@ -82,3 +84,32 @@ def test_what_came_of_it(law):
         forecast.score(made, 2.0, 2 * AHEAD)
     with pytest.raises(UserError, match="neither a number nor a run's directory"):
         forecast.score_run(made, "runs/none")
+
+
+RUN = {
+    "steps": 10,
+    "global_batch_size": 8,
+    "data.sequence_length": 16,
+    "data.validation": "position",
+    "model.num_layers": 1,
+    "model.model_dim": 16,
+    "model.num_heads": 2,
+    "samples.tokens": 0,
+    "schedule.warmup_steps": 2,
+}
+
+
+def test_a_run_is_scored_by_its_directory(law, tmp_path):
+    """Its last evaluation; and its FLOPs must be those that were foretold, which these are not."""
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 40)
+    changes = RUN | {"data.text": str(tmp_path / "text.txt")}
+    config = experiment.override(experiment.default_config(), changes)
+    e = experiment.resolve(config)
+    loss = loop.run(e, tmp_path / "run", say=lambda _: None)["loss"]
+    made = forecast.foretell(law, AHEAD)
+    e = experiment.complete(e, 40)
+    flops = 10 * 8 * 16 * e.flops_per_token()
+    with pytest.raises(UserError, match="FLOPs, the forecast is of 1e"):
+        forecast.score_run(made, str(tmp_path / "run"))
+    scored = forecast.score_run(dataclasses.replace(made, flops=flops), str(tmp_path / "run"))
+    assert scored["seen"] == loss and scored["inside"] is (made.low <= loss <= made.high)
