@@ -57,6 +57,24 @@ def test_blocks_are_recomputed_before_micro_batches_get_too_small(program, monke
     assert total(program, 1, remat=True) <= free
 
 
+def test_a_gpu_keeps_less_than_jax_says(program):
+    """By what four models took on one."""
+    on_gpu = dataclasses.replace(program, layout=dataclasses.replace(program.layout, platform="gpu"))
+    cpu, gpu = (memory.estimate(p, layout.state(program))["activations"] for p in (program, on_gpu))
+    assert 0 < gpu < 0.5 * cpu
+
+
+def test_an_encoder_scores_its_targets_alone():
+    config = experiment.default_config(objective="mlm")
+    changes = CHANGES | {"model.causal": False, "data.sequence_length": 128}
+    e = experiment.resolve(experiment.override(config, changes))
+    program = layout.prepare(experiment.complete(e, 100), Machine("cpu", 2, 1, (2,), None))
+    e = program.experiment
+    logits = memory.logits(e, program.layout)
+    rows = e.micro_batch // 2  # of a device
+    assert logits == 3 * 4 * rows * e.objective.targets_of_row(128) * e.model.padded_vocab
+
+
 def test_it_says_what_it_chose(program, monkeypatch):
     said = chosen(program, total(program, 4) + 1, monkeypatch)[2]
     assert len(said) == 1 and said[0].startswith("memory: 4 micro-batches of 4 rows: ")
