@@ -168,3 +168,42 @@ def test_init_params_needs_no_batch():
     with jax.set_mesh(layout.mesh):
         shapes = jax.eval_shape(lambda key: init_params(Transformer(DECODER, layout), key), jax.random.key(0))
     assert shapes["embedding"].shape == (128, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "2x2x2"])
+def test_small_tables_are_read_by_a_product(sizes, family):
+    """On an accelerator; values and gradients are those of looking up, on any mesh."""
+    layout = families.layout_of(**sizes)
+    config = dataclasses.replace(FAMILIES[family], kernel="dense")
+    model, params = families.make(config, layout)
+    other = Transformer(config, dataclasses.replace(layout, platform="gpu"))
+    batch = families.place(families.batch(), layout)
+
+    def embedded(model, params):
+        x = model.apply({"params": params}, batch.inputs, batch.positions, method="embed")
+        return jnp.sum(jnp.sin(x)), x
+
+    with jax.set_mesh(layout.mesh):
+        one, two = (
+            jax.jit(jax.value_and_grad(lambda p, m=m: embedded(m, p), has_aux=True))(params)
+            for m in (model, other)
+        )
+        assert "dot_general" in str(jax.make_jaxpr(lambda p: embedded(other, p)[1])(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, two)
+
+
+def test_gradients_of_a_token_s_places_add_up_in_float32():
+    """In bfloat16, 256 + 1 is 256: a token of 1,000 places would have a quarter of its gradient."""
+    layout = families.layout_of()
+    config = dataclasses.replace(DECODER, dtype="bfloat16", max_length=1000)
+    model, params = families.make(config, layout)
+    tokens = jnp.full((1, 1000), 7, jnp.int32)
+
+    def total(params):
+        x = model.apply({"params": params}, tokens, jnp.arange(1000)[None], method="embed")
+        return jnp.sum(x.astype(jnp.float32))
+
+    with jax.set_mesh(layout.mesh):
+        gradient = jax.jit(jax.grad(total))(params)["embedding"]
+    np.testing.assert_allclose(gradient[7], 1000.0, rtol=0.01)
