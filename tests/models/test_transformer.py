@@ -207,3 +207,21 @@ def test_gradients_of_a_token_s_places_add_up_in_float32():
     with jax.set_mesh(layout.mesh):
         gradient = jax.jit(jax.grad(total))(params)["embedding"]
     np.testing.assert_allclose(gradient[7], 1000.0, rtol=0.01)
+
+
+def test_the_head_s_gradients_are_products_in_its_dtype():
+    """Though the scores, and so what comes back from them, are float32."""
+    layout = families.layout_of()
+    model, params = families.make(dataclasses.replace(DECODER, dtype="bfloat16"), layout)
+    hidden = jnp.ones((2, LENGTH, DECODER.model_dim), jnp.bfloat16)
+
+    def total(params, hidden):
+        scores = model.apply({"params": params}, hidden, method="logits")
+        assert scores.dtype == jnp.float32
+        return jnp.sum(jnp.sin(scores))
+
+    with jax.set_mesh(layout.mesh):
+        equations = jax.make_jaxpr(jax.grad(total, (0, 1)))(params, hidden).jaxpr.eqns
+    products = [e for e in equations if e.primitive.name == "dot_general"]
+    assert len(products) >= 2
+    assert {str(x.aval.dtype) for e in products for x in e.invars} == {"bfloat16"}
