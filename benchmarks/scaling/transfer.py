@@ -4,7 +4,7 @@ parameterisation.
   python -m benchmarks.scaling.transfer [--workers=2] [--keep]
 
 Decoders on the characters of Python's own source, from 32 wide (2 heads of 16) with 2 layers: wider, to 64
-times the non-embedding parameters, by muP; and deeper, to 4 times, by CompleteP. Horizon rule: all runs have
+times the parameters of the blocks' matrices, by muP; and deeper, to 4 times, by CompleteP. Horizon rule: all runs have
 the same steps, batches and schedule. Of each model the rates are a grid in steps of sqrt 2, which grows until
 the lowest mean loss has SIDE rates on both sides; the best is the minimum of a parabola in the log rate
 through these 2 * SIDE + 1, with a height for each seed. Intervals: 95%, from REPEATS resamples of the
