@@ -4,11 +4,11 @@ parameterisation.
   python -m benchmarks.scaling.transfer [--workers=2] [--keep]
 
 Decoders on the characters of Python's own source, from 32 wide (2 heads of 16) with 2 layers: wider, to 64
-times the parameters of the blocks' matrices, by muP; and deeper, to 4 times, by CompleteP. Horizon rule: all runs have
-the same steps, batches and schedule. Of each model the rates are a grid in steps of sqrt 2, which grows until
-the lowest mean loss has SIDE rates on both sides; the best is the minimum of a parabola in the log rate
-through these 2 * SIDE + 1, with a height for each seed. Intervals: 95%, from REPEATS resamples of the
-residuals. Writes benchmarks/results/transfer.json; exit code 1 if muP's best rate moves by LIMIT or more.
+times the parameters of the blocks' matrices, by muP; and deeper, to 4 times, by CompleteP. Horizon rule: all
+runs have the same steps, batches and schedule. Of each model the rates are a grid in steps of sqrt 2, which
+grows until the lowest mean loss has SIDE rates on both sides; the best is the minimum of a parabola in the
+log rate through these 2 * SIDE + 1, with a height for each seed. Intervals: 95%, from REPEATS resamples of
+the residuals. Writes benchmarks/results/transfer.json; exit code 1 if muP's best rate moves by LIMIT or more.
 --keep takes the models that are in that file already from it; "commit" of each says where it was trained.
 """
 
