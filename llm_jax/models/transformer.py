@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import PartitionSpec
 
 from llm_jax.config import identity, runtime
 from llm_jax.layout import Layout, all_but_gathered
-from llm_jax.models import layers, moe, pipeline
+from llm_jax.models import head_product, layers, moe, pipeline
 from llm_jax.models.attend import Mask
 from llm_jax.models.attention import Call, Kept, KVCache, Layer
 from llm_jax.models.blocks import BLOCKS, Block
@@ -254,7 +253,9 @@ class Transformer(nn.Module):
         head: ``head_matrix()``, if it is at hand."""
         c = self.config
         head = self.head_matrix() if head is None else head
-        scores = _scores(self.layout.spec("batch", "length", "vocab"), hidden, head.astype(c.dtype))
+        scores = head_product.scores(
+            self.layout.spec("batch", "length", "vocab"), hidden, head.astype(c.dtype)
+        )
         if c.logit_scale != 1.0:
             scores = c.logit_scale * scores
         if c.logit_softcap:
@@ -283,30 +284,6 @@ class Transformer(nn.Module):
             return jnp.einsum("blv,vd->bld", one_hot_blv, w_vd, out_sharding=spec)
         # In float32, so that the gradients of a row's many places add up in it.
         return w_vd.astype(jnp.float32).at[ids_bl].get(out_sharding=spec).astype(w_vd.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(spec: PartitionSpec, hidden_bld: jax.Array, head_vd: jax.Array) -> jax.Array:
-    """float32 [batch, length, vocab]. Gradients are products in the dtype of the operands: jax's own would be
-    of the scores' float32 ones, which a GPU multiplies at half the speed (TF32; 8 of 104 ms, log)."""
-    return jnp.einsum(
-        "bld,vd->blv", hidden_bld, head_vd, preferred_element_type=jnp.float32, out_sharding=spec
-    )
-
-
-def _scores_forward(spec: PartitionSpec, hidden_bld: jax.Array, head_vd: jax.Array) -> tuple:
-    return _scores(spec, hidden_bld, head_vd), (hidden_bld, head_vd)
-
-
-def _scores_backward(spec: PartitionSpec, operands: tuple, d_blv: jax.Array) -> tuple:
-    hidden_bld, head_vd = operands
-    product, d_blv = partial(jnp.einsum, "bld,vd->blv", out_sharding=spec), d_blv.astype(hidden_bld.dtype)
-    (d_hidden_bld,) = jax.linear_transpose(lambda x_bld: product(x_bld, head_vd), hidden_bld)(d_blv)
-    (d_head_vd,) = jax.linear_transpose(lambda w_vd: product(hidden_bld, w_vd), head_vd)(d_blv)
-    return d_hidden_bld, d_head_vd
-
-
-_scores.defvjp(_scores_forward, _scores_backward)
 
 
 def _losses(c: ModelConfig, kept: Kept, segments: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
