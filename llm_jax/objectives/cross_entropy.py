@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax import hardware
 from llm_jax.config import identity
 from llm_jax.data.batch import Batch
 
@@ -101,11 +102,10 @@ def cross_entropy(
 
 
 def most_logits() -> int:
-    """How many float32 logits a device of this machine holds at once."""
-    if jax.default_backend() != "gpu":
-        return MAX_LOGITS
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-    return max(MAX_LOGITS, int(SHARE * memory) // 4)
+    """How many float32 logits a device of this machine holds at once: by its chip, so that all hosts of a run
+    compile the same."""
+    chip = hardware.lookup(jax.devices()[0].device_kind) if jax.default_backend() == "gpu" else None
+    return int(SHARE * chip.memory) // 4 if chip else MAX_LOGITS
 
 
 def _at(

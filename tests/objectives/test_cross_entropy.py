@@ -1,5 +1,6 @@
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from llm_jax.data.batch import Batch
 from llm_jax.layout import Layout
 from llm_jax.mesh import AXES, MeshConfig, make_layout
+from llm_jax.objectives import cross_entropy as loss_module
 from llm_jax.objectives.cross_entropy import PredictsTokens, cross_entropy
 
 BATCH, LENGTH, DIM, VOCAB = 4, 12, 8, 20
@@ -263,3 +265,11 @@ def test_top5_accuracy():
     found = (best == targets[..., None]).any(-1)
     assert sums["top5_accuracy"] == pytest.approx(np.sum(weights * found), rel=1e-6)
     assert sums.keys() == totals.keys()
+
+
+def test_a_gpu_holds_its_share_of_logits(monkeypatch):
+    """By the table of chips; of an unknown one as much as elsewhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for kind, count in (("NVIDIA H200", 141_000_000_000 // 16), ("NVIDIA X9", loss_module.MAX_LOGITS)):
+        monkeypatch.setattr(jax, "devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)])
+        assert loss_module.most_logits() == count
