@@ -58,7 +58,7 @@ class StepLog:
             for causal in ([False, True] if e.model.causal else [False])
         ]
         self._chip = hardware.lookup(jax.devices()[0].device_kind)
-        self._began = time.monotonic(), hardware.gpu_joules()
+        self._began = time.monotonic(), hardware.gpu_joules() if self._chip else None
         self._clock: float | None = None  # starts when the first dispatch, with its compilation, is done
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -211,6 +211,7 @@ def test_the_config_says_what_was_asked_for(whole):
 
 def test_power_by_the_driver_s_counter(trained, monkeypatch):
     """A GPU that takes 400 watts, by a counter that stands for its driver's."""
+    monkeypatch.setattr(hardware, "lookup", lambda kind: hardware.Chip(1e12, 1e9, 1e9))
     monkeypatch.setattr(hardware, "gpu_joules", lambda: 400 * monotonic())
     steps = [record for record in metrics.read(trained("power") / "metrics") if record["kind"] == "train"]
     watts = [record["time"]["watts"] for record in steps if "seconds" in record.get("time", {})]
