@@ -12,11 +12,10 @@ from typing import Any
 WARM_UP = 2  # groups
 
 
-def serve(measure: Callable[[], dict[str, Any]], first: Callable[[], Any] | None = None) -> None:
+def serve(measure: Callable[[], dict[str, Any]], first: Callable[[], Any]) -> None:
     """Calls ``first``, which compiles, and says how long it took; then measures whenever a line comes in."""
     start = time.perf_counter()
-    if first is not None:
-        first()
+    first()
     give({"first_seconds": time.perf_counter() - start})
     for _ in sys.stdin:
         give(measure())

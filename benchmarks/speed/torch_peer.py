@@ -110,10 +110,8 @@ def main(name: str, text: str, tiny: bool, steps: int, choice: Choice) -> None:
     gc.disable()
     step = Step(e, choice)
     size = min(row.per_dispatch, steps or row.steps)
-    group, about = (
-        step.group(size),
-        {"choice": dataclasses.asdict(choice), "threads": torch.get_num_threads()},
-    )
+    group = step.group(size)
+    about = {"choice": dataclasses.asdict(choice), "threads": torch.get_num_threads()}
 
     def measure() -> dict[str, Any]:
         ms = clock.milliseconds(group, size, steps or row.steps)

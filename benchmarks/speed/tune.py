@@ -25,39 +25,27 @@ from benchmarks.speed.side import Side
 from benchmarks.speed.torch_peer import Choice
 
 RESULT = ROOT / "benchmarks" / "results" / "speed_choices.json"
-FIRST = Choice(attention="cudnn")
 STEPS = 10
-
-
-def axes(best: Choice) -> Iterator[list[Choice]]:
-    """What is tried, a list for each choice; the next list follows from the best of those before."""
-    yield [best]
-    for name, values in (
-        ("attention", ["flash"]),
-        ("parts", [2, 4]),
-        ("weights", ["bfloat16"]),
-        ("mode", ["max-autotune-no-cudagraphs", "reduce-overhead"]),
-    ):
-        best = yield [dataclasses.replace(best, **{name: value}) for value in values]
+AXES = (  # one after another, from the best of those before
+    ("attention", ("cudnn", "flash")),
+    ("parts", (2, 4)),
+    ("weights", ("bfloat16",)),
+    ("mode", ("max-autotune-no-cudagraphs", "reduce-overhead")),
+)
 
 
 def tune(name: str, text: str) -> Iterator[dict[str, Any]]:
     """All that has been tried, after each axis. What does not run, for want of memory or of a kernel, has
     "failed" in place of its time."""
-    best, taken, tried = FIRST, float("inf"), []
-    order = axes(best)
-    choices = next(order)
+    best, taken, tried = Choice(), float("inf"), []
     with tempfile.TemporaryDirectory() as cache:
-        while choices:
+        for axis, values in AXES:
+            choices = [dataclasses.replace(best, **{axis: value}) for value in values]
             for one in _trials(name, text, choices, cache):
                 tried.append(one)
                 if one.get("ms", taken) < taken:
                     best, taken = Choice(**one["choice"]), one["ms"]
             yield {"best": dataclasses.asdict(best), "tried": tried}
-            try:
-                choices = order.send(best)
-            except StopIteration:
-                return
 
 
 def _trials(name: str, text: str, choices: list[Choice], cache: str) -> Iterator[dict[str, Any]]:
