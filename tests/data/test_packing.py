@@ -128,9 +128,8 @@ def test_shifted_rows_are_cut_elsewhere_in_each_epoch():
     for epoch in range(1, 9):
         rows = shifted.draw(7, epoch * count + np.arange(count))
         real = rows.tokens[rows.segments > 0]
-        assert set(stream) - set(real.tolist()) <= set(
-            stream[:4]
-        )  # what comes before the first cut, if no row is free
+        missing = set(stream) - set(real.tolist())
+        assert missing <= set(stream[:4])  # what comes before the first cut, if no row is free for it
         starts.append(int(rows.tokens[:, 0].min()))
         for tokens, segments in zip(rows.tokens, rows.segments, strict=True):
             size = int(segments.sum())
