@@ -159,7 +159,7 @@ def sent(name: str, devices: int) -> dict[str, float]:
 
 def work(folder: Path, devices: int, jobs: list) -> None:
     """One process of a world: does the jobs, and its first writes what came of them."""
-    flags.add("cpu", flags.CPU)
+    flags.add("cpu", flags.CPU | flags.CPU_DIVIDED)
     for number, (kind, *job) in enumerate(jobs):
         found = gradients(*job) if kind == "gradients" else sent(*job)
         if hosts.leads():

@@ -94,8 +94,7 @@ def start(config: MeshConfig, rows: int) -> MeshConfig:
     rows: the number of rows of one forward pass, which the CPU devices must be able to share.
     """
     count = config.cpu_devices or default_cpu_devices(rows)
-    if count > 1:
-        flags.add("cpu", flags.CPU)
+    flags.add("cpu", flags.CPU | (flags.CPU_DIVIDED if count > 1 else {}))
     if config.overlap_flags:
         flags.overlap(hosts.count() > 1 or hardware.gpu_count() > 1)
     flags.keep_compiled()

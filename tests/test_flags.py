@@ -39,21 +39,27 @@ def test_each_compiler_hears_its_own(gpus, monkeypatch):
     monkeypatch.setattr(hardware, "gpu_count", lambda: gpus)
     mesh.start(MeshConfig(cpu_devices=1), rows=1)
     assert len(os.environ["LIBTPU_INIT_ARGS"].split()) == len(flags.TPU)
-    assert len(os.environ.get("XLA_FLAGS", "").split()) == (len(flags.GPU) if gpus > 1 else 0)
+    assert len(os.environ["XLA_FLAGS"].split()) == len(flags.CPU) + (len(flags.GPU) if gpus > 1 else 0)
 
 
 @pytest.mark.parametrize(
     "config", [MeshConfig(cpu_devices=1, overlap_flags=False), MeshConfig(cpu_devices=1)]
 )
-def test_none_where_none_is_asked_for_or_no_accelerator_is_there(config, monkeypatch):
+def test_only_the_cpu_s_where_no_more_are_asked_for_or_no_accelerator_is_there(config, monkeypatch):
     with_plugins(monkeypatch, libtpu=not config.overlap_flags)
     mesh.start(config, rows=1)
-    assert not {*flags.VARIABLES.values()} & {*os.environ}
+    assert "LIBTPU_INIT_ARGS" not in os.environ
+    assert os.environ["XLA_FLAGS"].split() == [f"--{name}={value}" for name, value in flags.CPU.items()]
+
+
+def test_a_divided_cpu_has_products_on_one_core_each():
+    mesh.start(MeshConfig(cpu_devices=2), rows=2)
+    assert "--xla_cpu_multi_thread_eigen=false" in os.environ["XLA_FLAGS"].split()
 
 
 def test_this_jaxlib_knows_the_flags():
     """XLA ends a process at a flag that it does not know, and on a CPU it reads those for GPUs, too."""
-    flags.add("gpu", flags.GPU | flags.CPU)
+    flags.add("gpu", flags.GPU | flags.CPU | flags.CPU_DIVIDED)
     process = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices('cpu')"],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},

@@ -81,8 +81,12 @@ def auto(
         kernel = splash.splash
     elif layout.platform == "gpu" and many and not flash.unfit(q_blgrk, scoring):
         kernel = flash.flash
+    elif scores // devices > MAX_DENSE_SCORES:
+        kernel = blockwise
+    elif layout.platform == "cpu" and attend.is_triangle(q_blgrk, k_bmgk, mask):
+        kernel = attend.triangle
     else:
-        kernel = attend.dense if scores // devices <= MAX_DENSE_SCORES else blockwise
+        kernel = attend.dense
     return kernel(q_blgrk, k_bmgk, v_bmgk, mask, scoring, layout)
 
 

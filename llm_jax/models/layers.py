@@ -73,7 +73,7 @@ def dense(
     if layout.axes("length"):
         y = jnp.einsum(equation, x, w, out_sharding=spec)
     else:
-        y = _matmul(x, w, out_sharding=spec)
+        y = _matmul(layout, x, w, out_sharding=spec)
     y = fp8.result(y) if module.config.fp8 else y
     if summed:
         y = layout.shard(y, "batch", "residual", *stay)
@@ -100,7 +100,7 @@ def dense_together(module: nn.Module, outputs: list[Output], x_bld: jax.Array, s
         return [dense(module, o.name, _EQUATIONS[len(o.shape)], x_bld, o.shape, o.axes, std) for o in outputs]
     declared = [_weight_and_bias(module, *output, std, len(output.shape) - 1) for output in outputs]
     flat = [_flat(w) for w, _ in declared]
-    y_blo = _matmul(x_bld, jnp.concatenate(flat, axis=1), layout.spec("batch", "length", None))
+    y_blo = _matmul(layout, x_bld, jnp.concatenate(flat, axis=1), layout.spec("batch", "length", None))
     parts = jax.lax.split(y_blo, [w.shape[1] for w in flat], axis=2)
     results = []
     for part, output, (_, bias) in zip(parts, outputs, declared, strict=True):
@@ -129,7 +129,7 @@ def _flat(w: jax.Array) -> jax.Array:
     return jnp.reshape(w, (w.shape[0], -1), out_sharding=spec.update(partitions=(None, None)))
 
 
-def _matmul(x: jax.Array, w: jax.Array, out_sharding: PartitionSpec) -> jax.Array:
+def _matmul(layout: Layout, x: jax.Array, w: jax.Array, out_sharding: PartitionSpec) -> jax.Array:
     """[batch, length, in...] times [in..., out...], through matrices; only the first of several features may
     be cut."""
     count = x.ndim - 2
@@ -140,7 +140,13 @@ def _matmul(x: jax.Array, w: jax.Array, out_sharding: PartitionSpec) -> jax.Arra
     x_ni = jnp.reshape(x, (-1, inputs), out_sharding=x_spec.update(partitions=(rows, features)))
     w_io = jnp.reshape(w, (inputs, outputs), out_sharding=w_spec.update(partitions=(cut_in, cut_out)))
     by_row = out_sharding.update(partitions=(rows, out_sharding.partitions[2]))
-    y_no = jnp.einsum("ni,io->no", x_ni, w_io, out_sharding=by_row)
+    if layout.platform == "cpu" and inputs > outputs:
+        # A gradient [inputs, outputs] that is taller than wide takes a CPU a third longer than its transpose,
+        # which the barrier has XLA make (log).
+        w_oi = jax.lax.optimization_barrier(w_io.T)
+        y_no = jnp.einsum("ni,oi->no", x_ni, w_oi, out_sharding=by_row)
+    else:
+        y_no = jnp.einsum("ni,io->no", x_ni, w_io, out_sharding=by_row)
     return jnp.reshape(y_no, (*x.shape[:2], *w.shape[count:]), out_sharding=out_sharding)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Squares = Mapping[str, jax.Array]
 
@@ -32,6 +33,20 @@ def _everywhere(x: jax.Array) -> jax.Array:
 def total(parts: Squares) -> jax.Array:
     """The norm of the whole tree, a float32 scalar."""
     return jnp.sqrt(sum(jnp.sum(part) for part in parts.values()))
+
+
+def clip(most: float) -> optax.GradientTransformation:
+    """Scales a tree down to the norm ``most`` where its own is above (Pascanu et al. 2013, arXiv 1211.5063).
+
+    As optax.clip_by_global_norm, but by one factor, which is part of whatever reads the gradients: chosen
+    leaf by leaf, the clipped ones are a copy of their own, and their squares a second sum (log).
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, most / total(squares(updates)))
+        return jax.tree.map(lambda g: (factor * g).astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def by_layer(parts: Squares) -> dict[str, float]:

@@ -10,7 +10,7 @@ import optax
 
 from llm_jax.config import identity, part
 from llm_jax.errors import UserError
-from llm_jax.training import moments
+from llm_jax.training import moments, norms
 from llm_jax.training.adafactor import scale_by_factored_moments
 from llm_jax.training.muon import scale_by_muon
 from llm_jax.training.rules import OWN, Rule, by_rule, check_rules, route
@@ -197,7 +197,7 @@ def build(config: Section, schedule: optax.Schedule) -> Optimizer:
         return u + decay * p if decay else u
 
     mask_frozen = by_rule(rules, lambda u, p, rule: u)  # so that they do not count in the norm
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = norms.clip(config.clip_norm) if config.clip_norm else optax.identity()
     decay = by_rule(rules, decayed)
     multiply = by_rule(rules, lambda u, p, rule: u * rule.learning_rate)
     if config.decays_gradients:

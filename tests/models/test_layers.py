@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from families import layout_of
 
-from llm_jax.models import attend, blockwise, layers, positions
+from llm_jax.models import attend, attention, blockwise, layers, positions
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.mlp import ACTIVATIONS, MLP
 from llm_jax.models.transformer import ModelConfig
@@ -93,7 +93,8 @@ def test_alibi_slopes():
 
 # ---- attention ------------------------------------------------------------------------------
 
-KERNELS = {"dense": attend.dense, "blockwise": blockwise.blockwise}
+# "auto" is dense here, or a triangle of it where the mask is one
+KERNELS = {"dense": attend.dense, "blockwise": blockwise.blockwise, "auto": attention.auto}
 CASES = {
     "decoder": {},
     "encoder": {"causal": False},
@@ -141,18 +142,23 @@ def attention_by_hand(q, k, v, allowed, bias, softcap):
     return out
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    monkeypatch.setattr(attend, "TRIANGLE_BLOCK", 4)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("case", CASES)
-def test_attention(case, kernel, monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK", 4)
+def test_attention(case, kernel, small_blocks):
     inputs, mask, scoring, expected = attention_case(**CASES[case])
     out = attend.attend(*inputs, mask, scoring, layout_of(), KERNELS[kernel])
     np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("kernel", ["blockwise", "auto"])
 @pytest.mark.parametrize("case", CASES)
-def test_blockwise_gradients(case, monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK", 4)
+def test_gradients_in_blocks(case, kernel, small_blocks):
     inputs, mask, scoring, _ = attention_case(**CASES[case])
 
     def gradient(kernel):
@@ -162,8 +168,21 @@ def test_blockwise_gradients(case, monkeypatch):
 
         return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
 
-    for one, other in zip(gradient(attend.dense), gradient(blockwise.blockwise), strict=True):
+    for one, other in zip(gradient(attend.dense), gradient(KERNELS[kernel]), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_above_the_diagonal_are_not_made(causal):
+    """Of 512 tokens in blocks of 128 six blocks of sixteen; an encoder needs them all."""
+
+    def flops(kernel):
+        ones, x = jnp.ones((1, 512), jnp.int32), jnp.ones((1, 512, 2, 32))
+        mask = Mask(ones, ones, causal)
+        run = jax.jit(lambda q: attend.attend(q, x, x, mask, Scoring(), layout_of(), kernel))
+        return run.lower(x).cost_analysis()["flops"]
+
+    assert flops(attention.auto) / flops(attend.dense) == pytest.approx(10 / 16 if causal else 1, rel=0.02)
 
 
 def test_blockwise_memory_is_linear():
