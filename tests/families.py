@@ -1,10 +1,12 @@
 """Small models of both families, on any mesh: what the model and training tests share."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from llm_jax.data.batch import Batch
 from llm_jax.mesh import MeshConfig, make_layout
@@ -52,10 +54,28 @@ def batch(rows=ROWS, seed=0, segments=None):
 
 
 def make(config, layout, seed=0):
-    """A model and its parameters."""
+    """A model and its parameters: those of one device, which any mesh begins with (a test of its own), since
+    compiling their initialisation for each mesh takes 2 s."""
+    model, key = Transformer(config, layout), jax.random.key(seed)
+    with jax.set_mesh(layout.mesh):
+        like = jax.eval_shape(lambda key: init_params(model, key), key)
+
+    def put(x, like):
+        return jax.device_put(np.array(x), NamedSharding(layout.mesh, like.sharding.spec))
+
+    return model, jax.tree.map(put, _on_one_device(config, seed), like)
+
+
+def initial(config, layout, seed=0):
+    """The parameters that a model begins with, made on its mesh."""
     model = Transformer(config, layout)
     with jax.set_mesh(layout.mesh):
-        return model, jax.jit(lambda key: init_params(model, key))(jax.random.key(seed))
+        return jax.jit(lambda key: init_params(model, key))(jax.random.key(seed))
+
+
+@functools.cache
+def _on_one_device(config, seed):
+    return jax.device_get(initial(config, layout_of(), seed))
 
 
 def place(batch, layout, lead=0):

@@ -45,6 +45,7 @@ STEPS = {
     "fsdp 8": {"mesh.fsdp": 8},
     "fsdp 4, tensor 2": {"mesh.fsdp": 4, "mesh.tensor": 2},
 }
+FAST = ("decoder",)
 NEAR = 0.02  # relative; FLOPs are equal
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -66,7 +67,9 @@ def figures(changes):
     return {"flops": cost["flops"], "bytes": cost["bytes accessed"], **dict(sorted(called.items()))}
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
+)
 def test_a_step_is_compiled_to_what_it_was(name):
     stored = json.loads(GOLDEN.read_text()).get(VERSION)
     assert stored, f"nothing is stored for jax {VERSION}; write it: python tests/test_compiled_steps.py"
@@ -79,6 +82,7 @@ def test_a_step_is_compiled_to_what_it_was(name):
         assert found[key] <= before[key], key
 
 
+@pytest.mark.slow
 def test_depth_adds_no_program():
     """Scanned layers are one body, whatever their number: 64 as 8."""
     few, many = (compiled({"model.num_layers": n}).as_text().count(" fusion(") for n in (8, 64))

@@ -70,6 +70,7 @@ def flip(path):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_flip_in_each_kind_of_file_is_named(copy):
     """Of files whose names are hashes, one in each directory."""
     use(copy)

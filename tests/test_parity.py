@@ -101,6 +101,7 @@ def train(step_fn, optimizer, params, batches, config):
     return jax.jit(step.make_steps(step_fn))(state, stacked)[1]["loss"]
 
 
+@pytest.mark.slow
 def test_batches_are_packed_and_padded(case):
     assert all(set(row) == {0, 1, 2, 3} for row in case.batches.segments.reshape(-1, 16))
     assert (case.batches.weights.sum((1, 2)) > 0).all()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -19,6 +21,7 @@ def run(script, directory):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_research_script_runs(tmp_path):
     script = re.search(r"```python\n(import jax\n.*?)```", README, re.DOTALL).group(1)
     assert 15 <= len([line for line in script.splitlines() if line]) <= 25
@@ -27,6 +30,7 @@ def test_the_research_script_runs(tmp_path):
     assert len(losses) == 20 and losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.slow
 def test_a_block_is_changed_without_touching_the_package(tmp_path):
     script = re.search(r"```python\n(import jax\n[^`]*ACTIVATIONS.*?)```", README, re.DOTALL).group(1)
     assert len([line for line in script.splitlines() if line]) <= 20

@@ -69,25 +69,23 @@ def turns(name: str, sides: dict[str, Side], found: dict[str, list]) -> None:
 
 
 def time_sides(name: str, text: str, rounds: int, tiny: bool, cache: str) -> dict[str, list[dict[str, Any]]]:
-    """{side: what it measured in each round}. On a GPU all sides compile at once and live through all rounds,
-    each waiting for its turns; on a CPU every turn is of a new process, and alone."""
+    """{side: what it measured in each round}. All sides live through all rounds, each waiting for its turns,
+    so that minutes in which the machine is slower are everybody's. A GPU's compile at once, to save time; a
+    CPU's one after another: how long the first step takes is measured, too."""
     row, asked = ROWS[name], commands(name, text, tiny)
+    at_once = row.platform == "gpu" and not tiny
+    start, first = partial(Side, cache=cache, memory={"ours": row.memory}), {}
     found: dict[str, list] = {side: [] for side in asked}
-    start = partial(Side, cache=cache, memory={"ours": row.memory})
-    if row.platform == "gpu" and not tiny:
-        with contextlib.ExitStack() as stack:
-            sides = {side: stack.enter_context(start(*command)) for side, command in asked.items()}
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for side, command in asked.items():
+            sides[side] = stack.enter_context(start(*command))
+            if not at_once:
+                first[side] = sides[side].answer()
+        if at_once:
             first = {side: process.answer() for side, process in sides.items()}
-            for _ in range(rounds):
-                turns(name, sides, found)
-    else:
-        first = {}
         for _ in range(rounds):
-            for side, command in asked.items():
-                with start(*command) as process:
-                    ready = process.answer()
-                    first.setdefault(side, ready)
-                    turns(name, {side: process}, found)
+            turns(name, sides, found)
     return {side: [first[side] | one for one in them] for side, them in found.items()}
 
 
@@ -155,13 +153,16 @@ def report(e: Experiment, found: dict[str, list[dict[str, Any]]]) -> dict[str, A
     ours = out["llm_jax"]
     ours |= utilization(ours, cost, e.flops_per_token(c.causal))
     best = min((s for s in out if s.startswith("torch")), key=lambda s: out[s]["ms"], default=None)
+    pairs = zip(out[best]["round_ms"], ours["round_ms"], strict=True) if best else ()
+    ratios = [theirs / own for theirs, own in pairs]  # of neighbours in time, where the machine is as fast
     return {
         "shape": {"layers": c.num_layers, "width": c.model_dim, "length": c.max_length}
         | {"rows": e.global_batch_size, "objective": "clm" if c.causal else "mlm"},
         "flops_per_token": cost,
         "matmul_tflops": {side: round(statistics.median(them), 3) for side, them in rates.items()},
         "best_torch": best,
-        "ours_over_best_torch": round(out[best]["ms"] / ours["ms"], 3) if best else None,
+        "ours_over_best_torch": round(statistics.median(ratios), 3) if best else None,
+        "ratio_of_each_round": [round(ratio, 3) for ratio in ratios],
         "sides": out,
     }
 
@@ -171,7 +172,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}; default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side is started")
+    parser.add_argument("--rounds", type=int, default=3, help="how many turns each side has")
     parser.add_argument("--text", default="python:docs", help="what the tokens are taken from")
     args = parser.parse_args()
     # Asked in a process of its own: one that has met the device keeps its memory.

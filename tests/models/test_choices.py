@@ -123,6 +123,7 @@ def influence(config):
     return of_model(layout, *families.make(config, layout))
 
 
+@pytest.mark.slow
 def test_a_window_is_as_wide_as_it_says():
     """Two layers with a window of 3 reach 2 + 2 back; an encoder to both sides."""
     distance = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
@@ -191,6 +192,7 @@ def test_stochastic_depth():
     np.testing.assert_array_equal(forward(model, params), forward(Transformer(BASE, model.layout), params))
 
 
+@pytest.mark.slow
 def test_post_norm_ends_normed():
     config = dataclasses.replace(BASE, block="postnorm")
     model, params = families.make(config, families.layout_of())
@@ -201,6 +203,7 @@ def test_post_norm_ends_normed():
     np.testing.assert_allclose(np.square(x).mean(-1), 1.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("kernel", ["dense", "blockwise"])
 def test_capture(scan, kernel):

@@ -53,6 +53,7 @@ def in_parts(layout, kernel, q, k, v, causal, window, slopes):
     return context.restore(layout.shard(o, *[None] * 5), layout, causal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [attend.dense, blockwise.blockwise], ids=["dense", "blockwise"])
 @pytest.mark.parametrize(
     ("mesh", "causal", "window"),

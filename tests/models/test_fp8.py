@@ -45,6 +45,7 @@ def test_gradients_are_of_the_rounded_operands_and_rounded_themselves():
     np.testing.assert_allclose(d_w, x8.T @ d8, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "2x2x2"])
 def test_a_model_in_8_bits_has_nearly_the_same_gradients(mesh):
     layout = families.layout_of(**mesh)

@@ -30,6 +30,7 @@ def test_dense_in_bfloat16_has_the_gradients_of_float32():
     check(attend.dense, ONE, inputs(2, 2, 2, head=16), atol=0.02, dtype=jnp.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_flash_equals_dense(options):
     """Packed rows with padding, two query heads to a key-value head, of a length in no whole blocks."""
@@ -42,12 +43,14 @@ def test_flash_on_a_mesh():
     check(flash, families.layout_of(data=2, tensor=2), arrays, atol=0.02, dtype=jnp.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [OPTIONS["window"], OPTIONS["encoder"]])
 def test_flash_along_context(options):
     """A device's queries start at other places of the keys: in a decoder it has two pieces of 128."""
     check(flash, families.layout_of(context=2), inputs(1, 1, 1, length=512, head=16), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal", "window", "encoder"])
 def test_cudnn_equals_dense(name):
     check(cudnn, ONE, inputs(2, 2, 2, head=16), pattern=ENDS, **OPTIONS[name])
@@ -93,6 +96,7 @@ def test_flash_becomes_triton_code():
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["flash", "cudnn"])
 def test_a_model_with_it(kernel):
     check_model(kernel, 16)

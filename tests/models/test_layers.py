@@ -204,6 +204,7 @@ def test_blockwise_memory_is_linear():
     assert whole < 20 * (32768 * 4 * 32 * 4)  # twenty copies of the queries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_query_that_may_look_at_nothing_is_finite(kernel):
     q, k, v = (jnp.ones((1, 2, 1, 4)) for _ in range(3))

@@ -72,6 +72,7 @@ def loop(config, params, x):
     return y, dropped / (k * REAL.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -97,6 +98,7 @@ def test_enough_capacity_drops_nothing():
     assert values["dropped"] == 0.0
 
 
+@pytest.mark.slow
 def test_later_tokens_push_nobody_out():
     """With room for few, a causal model stays causal."""
     config = dataclasses.replace(MIXED, capacity_factor=0.5)
@@ -112,6 +114,7 @@ def test_later_tokens_push_nobody_out():
     assert weight == batch.inputs.size and total / weight > 0.2
 
 
+@pytest.mark.slow
 def test_routing_values():
     """Even routing, and all tokens to one expert; padding counts for nothing."""
     even = np.zeros((4, LENGTH, EXPERTS), np.float32)
@@ -173,12 +176,8 @@ def gradients(config, mesh, accumulation):
     return jax.device_get((means, grads))
 
 
-FIRST = list(LAYOUTS)[:2]
-
-
-@pytest.mark.parametrize(
-    "name", [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS if name not in FIRST)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_many_devices_equal_one(name):
     config, mesh, accumulation = LAYOUTS[name]
     means, grads = gradients(config, tuple(mesh.items()), accumulation)
@@ -200,6 +199,7 @@ def test_gradients_reach_routers_and_experts():
             assert np.abs(grads[name]).max(axis=(2, 3)).min() > 1e-5
 
 
+@pytest.mark.slow
 def test_own_losses_are_trained_on():
     """The gradient has those of every layer's own losses, each with the whole coefficient."""
     model, params = families.make(MIXED, ONE)
@@ -267,6 +267,7 @@ def test_cached_decoding_equals_the_full_pass():
     np.testing.assert_allclose(got, np.asarray(expected), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [0.0, 1.0], ids=["dropless", "capacity"])
 def test_training_flops(capacity):
     """Those of the experts that a token has, with no room to spare."""

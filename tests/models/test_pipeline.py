@@ -54,13 +54,14 @@ def test_the_bubble():
 
 
 def test_a_stage_holds_its_own_layers():
-    _, params = families.make(DEEP, TWO)
+    params = families.initial(DEEP, TWO)
     for leaf in jax.tree.leaves(params["blocks"]):
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
-    _, alone = families.make(DEEP, ONE)
+    alone = families.initial(DEEP, ONE)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(alone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"num_experts": 4, "mlp_dim": 16}], ids=["dense", "experts"])
 def test_evaluation_and_decoding(changes):
     """The same numbers as on one device: evaluation through the pipeline, decoding without it."""

@@ -37,6 +37,7 @@ def chosen(layout, arguments):
     return "splash" if "splash" in str(traced) else "blockwise or dense"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -52,6 +53,7 @@ def test_equals_the_dense_kernel(options):
     check(splash, ONE, inputs(1, 1, 4), **options)
 
 
+@pytest.mark.slow
 def test_on_a_mesh():
     """In bfloat16, beside the dense kernel in float32."""
     check(
@@ -64,12 +66,14 @@ def test_on_a_mesh():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"window": 40, "windows": (0, 40)}, {"causal": False}])
 def test_along_context(options):
     """A device's queries start at other places of the keys: in a decoder it has two pieces of 128."""
     check(splash, families.layout_of(context=2), inputs(1, 1, 1, length=512), **options)
 
 
+@pytest.mark.slow
 def test_window_is_chosen_by_layer():
     check_model("splash", HEAD)
 

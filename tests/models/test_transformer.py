@@ -99,6 +99,7 @@ def test_scan_loop_and_remat_agree(built, family):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), loop, other)
 
 
+@pytest.mark.slow
 def test_remat_recomputes():
     """The remat setting does something: the compiled step keeps less for the backward pass."""
     layout = families.layout_of()
@@ -118,6 +119,7 @@ def test_remat_recomputes():
     assert saved(remat=True) < 0.5 * saved(remat=False)
 
 
+@pytest.mark.slow
 def test_dropout(built):
     layout, model, params = built["decoder"]
     wet = Transformer(dataclasses.replace(model.config, dropout=0.5), layout)
@@ -142,9 +144,9 @@ def test_padded_vocabulary_is_out_of_reach(built):
 
 def test_initial_parameters():
     """The same on every mesh; of the stated spread; stored in shards."""
-    one = families.make(DECODER, families.layout_of())[1]
+    one = families.initial(DECODER, families.layout_of())
     layout = families.layout_of(2, 2, 2)
-    eight = families.make(DECODER, layout)[1]
+    eight = families.initial(DECODER, layout)
     jax.tree.map(np.testing.assert_array_equal, one, eight)
     w = eight["blocks"]["mlp"]["in"]
     assert w.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
@@ -170,6 +172,7 @@ def test_init_params_needs_no_batch():
     assert shapes["embedding"].shape == (128, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "2x2x2"])
 def test_small_tables_are_read_by_a_product(sizes, family):

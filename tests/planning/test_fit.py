@@ -45,12 +45,14 @@ def chosen(program, free, monkeypatch, filling=1):
     return e.accumulation, e.model.remat, said
 
 
+@pytest.mark.slow
 def test_as_few_micro_batches_as_fit(program, monkeypatch):
     for accumulation in (1, 2, 8):
         free = total(program, accumulation) + 1
         assert chosen(program, free, monkeypatch)[:2] == (accumulation, False)
 
 
+@pytest.mark.slow
 def test_blocks_are_recomputed_before_micro_batches_get_too_small(program, monkeypatch):
     free = total(program, 2) + 1
     assert chosen(program, free, monkeypatch, filling=8 * 64)[:2] == (1, True)
@@ -80,6 +82,7 @@ def test_it_says_what_it_chose(program, monkeypatch):
     assert len(said) == 1 and said[0].startswith("memory: 4 micro-batches of 4 rows: ")
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_an_error(program, monkeypatch):
     with pytest.raises(UserError, match=r"the smallest micro-batch takes .* GB are free; cut the model"):
         chosen(program, 1000.0, monkeypatch)

@@ -84,6 +84,7 @@ def test_the_compiler_agrees(name, monkeypatch):
     assert found.memory["total"] == pytest.approx(parts["total"], rel=0.4)
 
 
+@pytest.mark.slow
 def test_tables_cut_twice_are_gathered_once_a_step():
     """It aborted the process."""
     found = compiled.compile_plan(plan.make(complete(data=2, fsdp=2, tensor=2, zero=1), EIGHT))
@@ -221,6 +222,7 @@ def test_search_ranks_what_fits():
         search.search(e, EIGHT, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_pipeline_keeps_no_weights(rounds):
     """They would be a copy in every tick; what is dealt out to several rounds is one."""

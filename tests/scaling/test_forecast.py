@@ -99,6 +99,7 @@ RUN = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_by_its_directory(law, tmp_path):
     """Its last evaluation; and its FLOPs must be those that were foretold, which these are not."""
     (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 40)

@@ -30,6 +30,7 @@ def of(**changes):
     return experiment.resolve(experiment.override(experiment.default_config(), changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_two_runs_part_where_their_rates_do(name):
     """Whatever the schedule: equal before, and not in every step of the dispatch after."""

@@ -124,6 +124,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_a_worker_once_and_it_says_how_to_go_on(flags, tmp_path):
     """With a stand-in for scripts/train.py, whose first point fails and whose second one waits."""
     scripts, workdir, log = tmp_path / "scripts", tmp_path / "sweep", tmp_path / "log"

@@ -133,7 +133,8 @@ def numbers_of(state):
     return jax.device_get((state.params, state.opt_state, state.ema, state.guard.norms, state.guard.count))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_faults_change_nothing(monkeypatch, mesh):
     """NaN, infinity and a spike; in the loss, in one gradient, in one device's rows. Every step between
     them is applied. At last three in a row: the state is the one from before them, for good."""
@@ -164,6 +165,7 @@ def test_faults_change_nothing(monkeypatch, mesh):
     jax.tree.map(np.testing.assert_array_equal, numbers_of(state), before)
 
 
+@pytest.mark.slow
 def test_a_limit_that_nothing_exceeds_changes_no_bit(monkeypatch):
     parts = []
     for guard in (GuardConfig(), GuardConfig(sigma=1e6, window=2)):

@@ -45,12 +45,7 @@ LAYOUTS = {
     "pipeline x context": (DEEP_LOCAL, {"stage": 2, "context": 2, "data": 2}, 1),
     "encoder, pipeline x tensor": (ENCODER, {"stage": 2, "tensor": 2}, 1),
 }
-SLOW = (
-    "context x tensor",
-    "long_context",
-    "pipeline x context",
-    "encoder, pipeline x tensor",
-)
+FAST = ("fsdp", "tensor", "zero 1")
 
 
 def gradients(config, layout, accumulation):
@@ -91,7 +86,7 @@ def on_one_device(config):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAYOUTS]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_many_devices_equal_one(name):
     config, mesh, accumulation = LAYOUTS[name]
@@ -116,6 +111,7 @@ def on_cut_length(config, function, lead):
             yield jax.device_get(run(params, families.place(batch, layout, lead)))
 
 
+@pytest.mark.slow
 def test_evaluation_with_the_length_cut():
     one, cut = on_cut_length(DECODER, lambda model, *args: make_evaluation(model, CLM())(*args), lead=2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), cut, one)

@@ -53,6 +53,7 @@ def test_one_device_equals_many(family, mesh):
     assert moment.sharding == w.sharding
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_big_batch():
     big, _ = trained("decoder", (1, 1, 1))
     for accumulation in (2, 4):
@@ -62,12 +63,14 @@ def test_accumulation_equals_the_big_batch():
         np.testing.assert_allclose(small["accuracy"], big["accuracy"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_on_a_mesh():
     big, _ = trained("decoder", (1, 1, 1))
     small, _ = trained("decoder", (2, 2, 2), 2)
     np.testing.assert_allclose(small["loss"], big["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_dispatch_are_the_steps():
     three, _ = trained("decoder", (1, 1, 1), steps=3)
     two, _ = trained("decoder", (1, 1, 1), steps=2)
@@ -185,6 +188,7 @@ def bad_batch():
     return batch.replace(weights=batch.weights * np.float32(np.nan))
 
 
+@pytest.mark.slow
 def test_running_mean_equals_a_loop(half):
     """In float64, over steps of which one is skipped and counts for nothing."""
     run, state = half
@@ -202,6 +206,7 @@ def test_running_mean_equals_a_loop(half):
     assert np.abs(state.ema["embedding"] - state.params["embedding"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_float16_is_near_float32(half, machine):
     """Loss and gradients are those of the loss, whatever the scale and the number of micro-batches."""
     batch = families.batch()
@@ -216,6 +221,7 @@ def test_float16_is_near_float32(half, machine):
         assert metrics["grad_norm"] == pytest.approx(float(exact["grad_norm"]), rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_overflow_halves_the_scale_and_changes_nothing_else(half, parts):
     run, state = half
