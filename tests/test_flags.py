@@ -109,6 +109,7 @@ def test_a_home_that_cannot_be_written_to_is_no_error(cache, monkeypatch, tmp_pa
     assert cache.jax_compilation_cache_dir is None
 
 
+@pytest.mark.slow
 def test_a_damaged_program_is_compiled_anew(tmp_path):
     """The same program in three processes; what the first has kept is damaged before the last."""
     code = "import jax; from llm_jax import flags; flags.keep_compiled(); print(jax.jit(lambda x: x + 1)(2))"

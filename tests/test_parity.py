@@ -107,10 +107,12 @@ def test_batches_are_packed_and_padded(case):
     assert (case.batches.weights.sum((1, 2)) > 0).all()
 
 
+@pytest.mark.slow
 def test_hidden_states(case):
     np.testing.assert_allclose(case.hidden, case.expected.hidden, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_gradients(case):
     assert case.gradients.keys() == case.expected.gradients.keys()
     for name, expected in case.expected.gradients.items():

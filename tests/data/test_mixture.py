@@ -91,6 +91,7 @@ def located(mix, start, stop, seed=SEED):
     return list(zip(source.tolist(), row.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_block_has_its_counts_and_all_that_came_before(weights):
     """Blocks are the slow order, permuted; the rows of a source are its own epochs."""
@@ -230,6 +231,7 @@ def real(i, rows, length):
     return Packed(SimpleNamespace(tokens=len(stream), ends=ends, read=lambda a, b: stream[a:b]), length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, shape", [(1, (2, 1, 8)), (8, (1, 2, 8)), (4, (1, 1, 4)), (2, (2, 4, 2))])
 def test_the_same_batches_on_any_mesh_and_in_any_grouping(devices, shape):
     vocabulary = Vocabulary(100, np.ones(100, bool), np.ones(100, bool))

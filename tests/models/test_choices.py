@@ -82,6 +82,7 @@ def forward(model, params, batch=None, **settings):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOICES)
 def test_nothing_is_silently_equal_to_something_else(name):
     scores, _ = run(name)
@@ -182,6 +183,7 @@ def test_an_untied_head_is_its_own():
     assert np.abs(params["head"] - params["embedding"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_stochastic_depth():
     """At rate 1 the last block is left out; evaluation leaves out nothing; the first block never is."""
     config = dataclasses.replace(BASE, stochastic_depth=1.0)
@@ -247,6 +249,7 @@ def test_windows_count_for_less():
     assert flops.training_flops_per_token(c, 16) < flops.training_flops_per_token(BASE, 16)
 
 
+@pytest.mark.slow
 def test_zero_init_makes_every_block_the_identity():
     config = dataclasses.replace(BASE, zero_init=True, tied_head=False)
     model, params = families.make(config, families.layout_of())
@@ -258,6 +261,7 @@ def test_zero_init_makes_every_block_the_identity():
     assert not params["head"].any()
 
 
+@pytest.mark.slow
 def test_values_of_the_first_layer_reach_the_last():
     """Scanned, unrolled and recomputed alike; the first layer's own share is not used."""
     config = dataclasses.replace(DECODER, value_residual=True)

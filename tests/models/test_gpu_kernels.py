@@ -38,6 +38,7 @@ def test_flash_equals_dense(options):
     check(flash, ONE, inputs(2, 2, 2, length=110, head=16), pattern=pattern, **options)
 
 
+@pytest.mark.slow
 def test_flash_on_a_mesh():
     arrays = inputs(2, 2, 1, head=16)
     check(flash, families.layout_of(data=2, tensor=2), arrays, atol=0.02, dtype=jnp.bfloat16)

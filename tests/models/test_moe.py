@@ -92,6 +92,7 @@ def test_equals_a_loop(changes):
         assert values["dropped"] == pytest.approx(dropped, abs=1e-6) and dropped > 0.02
 
 
+@pytest.mark.slow
 def test_enough_capacity_drops_nothing():
     *_, y, values = one_layer(**ENOUGH)
     np.testing.assert_allclose(y, one_layer()[3], rtol=0, atol=2e-6)
@@ -191,6 +192,7 @@ def test_many_devices_equal_one(name):
     jax.tree.map(compare, grads, expected_grads)
 
 
+@pytest.mark.slow
 def test_gradients_reach_routers_and_experts():
     for config in (MIXED, UNTAUGHT):
         grads = gradients(config, (), 1)[1]["blocks"]["mlp"]

@@ -53,6 +53,7 @@ def test_the_bubble():
     assert layout.parts(4) == 4
 
 
+@pytest.mark.slow
 def test_a_stage_holds_its_own_layers():
     params = families.initial(DEEP, TWO)
     for leaf in jax.tree.leaves(params["blocks"]):

@@ -78,6 +78,7 @@ def test_packed_equals_separate(built, family):
         np.testing.assert_allclose(packed[start:stop], separate[: stop - start], **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scan_loop_and_remat_agree(built, family):
     layout, model, params = built[family]

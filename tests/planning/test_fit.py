@@ -77,6 +77,7 @@ def test_an_encoder_scores_its_targets_alone():
     assert logits == 3 * 4 * rows * e.objective.targets_of_row(128) * e.model.padded_vocab
 
 
+@pytest.mark.slow
 def test_it_says_what_it_chose(program, monkeypatch):
     said = chosen(program, total(program, 4) + 1, monkeypatch)[2]
     assert len(said) == 1 and said[0].startswith("memory: 4 micro-batches of 4 rows: ")

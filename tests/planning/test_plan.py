@@ -58,12 +58,10 @@ GOLDEN = {
     "pipeline, fsdp, two rounds": (FOUR, {"stage": 2, "stage_rounds": 2, "fsdp": 4}),
     "multislice": ({}, {"recipe": "multislice"}),
 }
-FAST = ("fsdp", "pipeline")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GOLDEN]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GOLDEN)
 def test_the_compiler_agrees(name, monkeypatch):
     """Kinds, bytes and numbers of messages along every axis, and memory. XLA's CPU compiler makes a
     reduce-scatter an all-reduce of the whole, which sends twice as much, and several all-reduces one."""

@@ -69,6 +69,7 @@ def climb(tmp_path, monkeypatch):
     return made, said
 
 
+@pytest.mark.slow
 def test_from_the_first_run_to_the_score(climb):
     climb, said = climb
     scored = climb.run()

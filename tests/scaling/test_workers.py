@@ -219,6 +219,7 @@ def test_a_signal_goes_to_the_workers_and_no_other_is_started(sweep_of, run):
     assert [row["status"] for row in run(sweep)] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_a_worker_that_a_scheduler_told_is_not_told_again(sweep_of, run):
     """A second signal would end it before it has saved."""
     sweep = sweep_of("saves")

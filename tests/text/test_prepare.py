@@ -434,6 +434,7 @@ def test_text_that_changes_while_it_is_read_is_noticed(folder, monkeypatch):
     assert listing(folder) == ["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", [ByteConfig(), CharConfig()])
 def test_memory_does_not_grow_with_the_text(tmp_path, tokenizer):
     """8 MB of lines, never held at once."""

@@ -246,6 +246,7 @@ def in_bucket(bucket, three_saved):
     return IN_BUCKET
 
 
+@pytest.mark.slow
 def test_checkpoints_in_a_bucket_are_found_without_a_listing(bucket, in_bucket):
     again = Checkpointer(in_bucket, keep=2)
     assert again.steps() == [20, 30] and again.newest() == 30

@@ -82,6 +82,7 @@ def test_every_schedule_has_a_case():
     assert {type(config) for config, _ in CASES.values()} == set(SCHEDULES.values())
 
 
+@pytest.mark.slow
 def test_no_two_schedules_are_the_same():
     curves = {
         name: np.asarray(jax.vmap(schedule().build(1.0, 200))(np.arange(200))).round(4).tobytes()

@@ -239,6 +239,7 @@ def test_overflow_halves_the_scale_and_changes_nothing_else(half, parts):
     assert metrics["skipped"] == 0 and 1.0 < new.loss_scale.scale < 2.0**25
 
 
+@pytest.mark.slow
 def test_good_steps_double_the_scale(half):
     run, state = half
     scales = []

@@ -68,6 +68,7 @@ def test_projection_finds_the_truth_of_losses_without_noise(law):
     np.testing.assert_allclose(found.flops_per, law.flops_per)
 
 
+@pytest.mark.slow
 def test_the_whole_grid_and_the_projection_are_the_same_to_6_digits(noisy):
     runs, law = noisy
     assert np.all(np.abs(constants(law) / constants(TRUE) - 1) > 1e-3)  # or any start would do
