@@ -63,6 +63,19 @@ def test_cached_decoding_equals_full_passes(decoder):
         assert write(model, params, prompt, tokens)[0].tolist() == expected
 
 
+@pytest.mark.slow
+def test_the_first_layer_s_values_need_no_cache_of_their_own():
+    """Those of a token are mixed as it is read, and cached mixed: as full passes give them."""
+    config = dataclasses.replace(families.DECODER, value_residual=True)
+    model, params = families.make(config, families.layout_of())
+    expected = greedy_by_hand(model, params, [7, 8, 9], 6)
+    assert write(model, params, [7, 8, 9], 6)[0].tolist() == expected
+    plain, _ = families.make(families.DECODER, families.layout_of())
+    own = {k: v for k, v in params["blocks"]["attention"].items() if k != "value_mix_scale"}
+    without = params | {"blocks": params["blocks"] | {"attention": own}}
+    assert greedy_by_hand(plain, without, [7, 8, 9], 6) != expected  # so the mixing was seen
+
+
 @pytest.mark.parametrize("mesh", [(2, 2, 2)])
 def test_cached_decoding_on_a_mesh(decoder, mesh):
     """Sampled tokens are those of one device: scanned layers, sharded heads, batch and vocabulary."""
