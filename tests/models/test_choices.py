@@ -151,6 +151,7 @@ def test_no_positions_means_no_order():
     np.testing.assert_allclose(shuffled, np.asarray(forward(model, params))[:, order], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_qk_norm_forgets_the_size_of_queries():
     model, params = families.make(dataclasses.replace(BASE, qk_norm=True), families.layout_of())
     scores = forward(model, params)
@@ -163,6 +164,7 @@ def test_caps_hold():
     assert np.abs(run("logit cap")[0]).max() < 1.0 < np.abs(run("base")[0]).max()
 
 
+@pytest.mark.slow
 def test_biases_start_at_nothing():
     """Fresh biases change no score, and are of the shape of what they are added to."""
     model, params = families.make(dataclasses.replace(BASE, biases=True), families.layout_of())
@@ -177,6 +179,7 @@ def test_biases_start_at_nothing():
     assert params["blocks"]["mlp"]["out_bias"].shape == (2, 32)
 
 
+@pytest.mark.slow
 def test_an_untied_head_is_its_own():
     _, params = run("untied")
     assert params["head"].shape == params["embedding"].shape

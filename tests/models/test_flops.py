@@ -57,6 +57,7 @@ def counted(config: ModelConfig):
     return flops.training_flops_per_token(config, LENGTH, scored=scored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_counts_every_product_of_the_step(name):
     assert counted(CONFIGS[name]) == pytest.approx(traced(CONFIGS[name]), rel=1e-3)

@@ -143,6 +143,7 @@ def test_padded_vocabulary_is_out_of_reach(built):
     assert (np.abs(np.asarray(logits)[..., :VOCAB]) < 1e3).all()
 
 
+@pytest.mark.slow
 def test_initial_parameters():
     """The same on every mesh; of the stated spread; stored in shards."""
     one = families.initial(DECODER, families.layout_of())

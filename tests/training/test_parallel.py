@@ -45,7 +45,7 @@ LAYOUTS = {
     "pipeline x context": (DEEP_LOCAL, {"stage": 2, "context": 2, "data": 2}, 1),
     "encoder, pipeline x tensor": (ENCODER, {"stage": 2, "tensor": 2}, 1),
 }
-FAST = ("fsdp", "tensor")
+FAST = ("fsdp",)
 
 
 def gradients(config, layout, accumulation):
