@@ -20,7 +20,7 @@ NOTHING = float(jnp.finfo(jnp.float32).min)  # the score of a key that may not b
 
 # Above so many scores on a device (1 GB in float32) the automatic choice is the blockwise kernel.
 MAX_DENSE_SCORES = 1 << 28
-TRIANGLE_BLOCK = 128  # queries; with 64, products of 256 tokens are too small (log)
+TRIANGLE_BLOCK = 128  # queries at least; with 64, products of 256 tokens are too small (log)
 
 
 class Mask(NamedTuple):
@@ -134,10 +134,12 @@ def triangle(
     q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
 ) -> jax.Array:
     """``dense``, in blocks of queries with the keys up to the block's end: most scores that a causal mask
-    takes away are not made, a quarter of all at 256 tokens, 7 sixteenths at 1,024. [batch, l, g, r, k]."""
-    blocks = []
-    for start in range(0, q_blgrk.shape[1], TRIANGLE_BLOCK):
-        rows, keys = slice(start, start + TRIANGLE_BLOCK), slice(start + TRIANGLE_BLOCK)
+    takes away are not made, a quarter of all at 256 tokens, 7 sixteenths from 1,024 on. At most eight blocks,
+    each of which is compiled. [batch, l, g, r, k]."""
+    length, blocks = q_blgrk.shape[1], []
+    size = max(TRIANGLE_BLOCK, -(-length // 8))
+    for start in range(0, length, size):
+        rows, keys = slice(start, start + size), slice(start + size)
         segments = {"q_segments": mask.q_segments[:, rows], "kv_segments": mask.kv_segments[:, keys]}
         own = mask._replace(**segments, q_start=start)
         blocks.append(dense(q_blgrk[:, rows], k_bmgk[:, keys], v_bmgk[:, keys], own, scoring, layout))
@@ -146,7 +148,8 @@ def triangle(
 
 def is_triangle(q_blgrk: jax.Array, k_bmgk: jax.Array, mask: Mask) -> bool:
     """Whether the queries are those of the keys, causal, and more than a block."""
-    whole = isinstance(mask.q_start, int) and q_blgrk.shape[1] == k_bmgk.shape[1]
+    from_start = isinstance(mask.q_start, int) and mask.q_start == 0
+    whole = from_start and q_blgrk.shape[1] == k_bmgk.shape[1]
     return mask.causal and whole and q_blgrk.shape[1] > TRIANGLE_BLOCK
 
 
