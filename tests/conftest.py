@@ -3,11 +3,16 @@
 import os
 import tempfile
 
-# Optimisation level 0 halves the time of the model tests (36 s to 21 s); what is tested here does not
-# depend on it. Proofs about bits at full optimisation run in processes of their own.
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-
 import jax
+
+# What compiles fast, three times as fast in all; what is tested here does not depend on it. Optimisation
+# level 0 halves the time of the model tests, loops not made through MLIR take another third (91 to 55 s of
+# test_parallel.py's processor time; jax 0.12 has no other way). Proofs about bits at full optimisation run in
+# processes of their own.
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
 from bucket import bucket, doors  # noqa: F401  fixtures
 
 jax.config.update("jax_platforms", "cpu")
