@@ -33,6 +33,9 @@ from llm_jax.training.rules import parameter_name
 
 MANIFEST = "manifest.json"
 PARAMS = "params/"  # how the names of parameters begin among those of a state
+# Bytes. Devices that hold the same array write a part of it each; orbax compiles a program to cut it, for each
+# shape. Of small parts six saves took 2.6 s and 28 programs, written whole by one device 0.7 s and none (log).
+WORTH_SHARING = 2**20
 
 
 class Damaged(UserError):
@@ -72,6 +75,8 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         _say_failures_once()
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=WORTH_SHARING)
+        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         return ocp.StandardCheckpointer()
 
     def clean(self, say: Callable[[str], None] = lambda _: None) -> None:
