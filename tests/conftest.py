@@ -5,13 +5,19 @@ import tempfile
 
 import jax
 
-# What compiles fast, three times as fast in all; what is tested here does not depend on it. Optimisation
-# level 0 halves the time of the model tests, loops not made through MLIR take another third (91 to 55 s of
-# test_parallel.py's processor time; jax 0.12 has no other way). Proofs about bits at full optimisation run in
-# processes of their own.
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+# What compiles fast; what is tested here does not depend on it. Optimisation level 0 halves the time of the model
+# tests, loops not made through MLIR take another third (91 to 55 s of test_parallel.py's processor time; jax 0.12
+# has no other way). Without MLIR, and in the order that favours concurrency, two devices of a pipeline with
+# experts met different collectives first, and waited for ever (log). Proofs about bits at full optimisation run
+# in processes of their own.
+FLAGS = {
+    "xla_cpu_multi_thread_eigen": "false",
+    "xla_backend_optimization_level": "0",
+    "xla_cpu_enable_concurrency_optimized_scheduler": "false",
+}
 if jax.__version_info__ < (0, 11):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in FLAGS.items())
 
 from bucket import bucket, doors  # noqa: F401  fixtures
 
