@@ -51,7 +51,7 @@ def test_any_mesh_to_any_mesh(tmp_path):
 
 @pytest.mark.parametrize("rows, shared", [(64, False), (8 * 2**10, True)], ids=["small", "large"])
 def test_devices_share_the_writing_of_large_arrays(tmp_path, caplog, rows, shared):
-    """Where all hold all of it: cut into parts of at least 1 MiB; nothing is compiled to write a small one."""
+    """Where all hold all of it: in parts of at least 1 MiB; nothing is compiled to write a small one."""
     everywhere = NamedSharding(families.layout_of(8).mesh, PartitionSpec())
     state = {"w": jax.device_put(np.arange(rows * 256, dtype=np.float32).reshape(rows, 256), everywhere)}
     checkpointer = Checkpointer(tmp_path, keep=1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from time import monotonic
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from bucket import ALL, NOTHING
 from llm_jax import hardware, storage
 from llm_jax.errors import Stopped, UserError
 from llm_jax.report import html
-from llm_jax.training import experiment, loop, metrics
+from llm_jax.training import experiment, loop, metrics, step_log
 from llm_jax.training.checkpoint import MANIFEST
 from llm_jax.training.program import Program
 from llm_jax.training.samples import SampleFile
@@ -210,9 +210,16 @@ def test_the_config_says_what_was_asked_for(whole):
 
 
 def test_power_by_the_driver_s_counter(trained, monkeypatch):
-    """A GPU that takes 400 watts, by a counter that stands for its driver's."""
+    """A GPU that takes 400 watts, by a counter that stands for its driver's and a clock that stands still."""
+    now = [0.0]
+
+    def monotonic():
+        now[0] += 0.01
+        return now[0]
+
+    monkeypatch.setattr(step_log, "time", SimpleNamespace(monotonic=monotonic, time=step_log.time.time))
     monkeypatch.setattr(hardware, "lookup", lambda kind: hardware.Chip(1e12, 1e9, 1e9))
-    monkeypatch.setattr(hardware, "gpu_joules", lambda: 400 * monotonic())
+    monkeypatch.setattr(hardware, "gpu_joules", lambda: 400 * now[0])
     steps = [record for record in metrics.read(trained("power") / "metrics") if record["kind"] == "train"]
     watts = [record["time"]["watts"] for record in steps if "seconds" in record.get("time", {})]
-    assert watts == pytest.approx([400] * len(watts), rel=0.05) and watts
+    assert watts == pytest.approx([400] * len(watts)) and watts
