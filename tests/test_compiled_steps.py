@@ -47,9 +47,6 @@ STEPS = {
 }
 FAST = ("decoder",)
 NEAR = 0.02  # relative; FLOPs are equal
-OPTIONS = {"xla_cpu_max_isa": "AVX2"}  # the same on newer processors
-if jax.__version_info__ < (0, 11):
-    OPTIONS["xla_cpu_use_fusion_emitters"] = True  # as users do; the tests do without (conftest.py)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -60,7 +57,7 @@ def compiled(changes):
     count = math.prod(max(size, 1) for size in e.mesh.sizes.values())
     program = Program(e, make_layout(e.mesh, jax.devices()[:count]), Path("unused"))
     lowered = program.lower(program.abstract_state(), abstract_batch(program))
-    return lowered.compile(compiler_options=OPTIONS)
+    return lowered.compile(compiler_options={"xla_cpu_max_isa": "AVX2"})  # the same on newer processors
 
 
 def figures(changes):
