@@ -218,10 +218,12 @@ def _gather_backward(stored: PartitionSpec, _whole: Any, _summed: Any, _: None, 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """A policy of jax.checkpoint: keep everything for the backward pass but what ``gather`` gave, and views,
-    which may be of that and are made again for nothing."""
+def all_but_gathered(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    """A policy of jax.checkpoint: keep everything for the backward pass but what ``gather`` gave, and views
+    and transposes of matrices, which may be of that and are made again for little."""
     if primitive.name == "reshape":
+        return False
+    if primitive.name in ("transpose", "optimization_barrier") and inputs[0].ndim == 2:  # layers._matmul
         return False
     if primitive.name != "custom_vjp_call":
         return True

@@ -154,7 +154,7 @@ def report(e: Experiment, found: dict[str, list[dict[str, Any]]]) -> dict[str, A
     ours |= utilization(ours, cost, e.flops_per_token(c.causal))
     best = min((s for s in out if s.startswith("torch")), key=lambda s: out[s]["ms"], default=None)
     pairs = zip(out[best]["round_ms"], ours["round_ms"], strict=True) if best else ()
-    ratios = [theirs / own for theirs, own in pairs]  # of neighbours in time, where the machine is as fast
+    ratios = [theirs / own for theirs, own in pairs]  # of turns in one round: the machine drifts
     return {
         "shape": {"layers": c.num_layers, "width": c.model_dim, "length": c.max_length}
         | {"rows": e.global_batch_size, "objective": "clm" if c.causal else "mlm"},

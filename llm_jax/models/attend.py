@@ -135,7 +135,9 @@ def triangle(
 ) -> jax.Array:
     """``dense``, in blocks of queries with the keys up to the block's end: most scores that a causal mask
     takes away are not made, a quarter of all at 256 tokens, 7 sixteenths from 1,024 on. At most eight blocks,
-    each of which is compiled. [batch, l, g, r, k]."""
+    each of which is compiled. In bfloat16 the gradients of keys and values are rounded once a block (1,024
+    tokens: off by 0.35% and 0.38%, ``dense`` by 0.26% and 0.30%, by ``tests/models/test_layers.py``).
+    [batch, l, g, r, k]."""
     length, blocks = q_blgrk.shape[1], []
     size = max(TRIANGLE_BLOCK, -(-length // 8))
     for start in range(0, length, size):

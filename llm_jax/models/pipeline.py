@@ -239,9 +239,8 @@ _pick.defvjp(_pick_forward, _pick_backward)
 
 def _all_but_weights(primitive: Any, *inputs: Any, **params: Any) -> bool:
     """A policy of jax.checkpoint: keep everything for the backward pass but what is picked and gathered."""
-    if primitive.name != "custom_vjp_call":
-        return True
-    picked = [equation.primitive.name for equation in params["call_jaxpr"].jaxpr.eqns] == ["shard_map"]
+    called = params["call_jaxpr"].jaxpr.eqns if primitive.name == "custom_vjp_call" else ()
+    picked = [equation.primitive.name for equation in called] == ["shard_map"]
     return not picked and all_but_gathered(primitive, *inputs, **params)
 
 

@@ -75,6 +75,7 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         _say_failures_once()
+        # Without orbax's own metadata of arrays: shapes and hashes are in the manifest.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=WORTH_SHARING)
         ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         return ocp.StandardCheckpointer()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from families import layout_of
 
+from llm_jax.layout import all_but_gathered
 from llm_jax.models import attend, attention, blockwise, layers, positions
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.mlp import ACTIVATIONS, MLP
@@ -173,6 +174,47 @@ def test_gradients_in_blocks(case, kernel, small_blocks):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+@pytest.mark.slow
+def test_how_exact_gradients_in_blocks_are_in_bfloat16():
+    """Of keys and values they are summed over blocks in bfloat16, in ``dense`` within one product."""
+    draw = np.random.default_rng(0)
+    exact = [jnp.asarray(draw.normal(size=(1, 1024, 2, 32)).astype(np.float32)) for _ in range(3)]
+    ones, weight = jnp.ones((1, 1024), jnp.int32), jnp.asarray(draw.normal(size=exact[0].shape))
+    mask = Mask(ones, ones, True)
+
+    def gradients(dtype, kernel):
+        def loss(*qkv):
+            out = attend.attend(*qkv, mask, Scoring(), layout_of(), kernel)
+            return jnp.sum(out.astype(jnp.float32) * weight)
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(*(x.astype(jnp.bfloat16).astype(dtype) for x in exact))
+
+    wanted = gradients(jnp.float32, attend.dense)
+
+    def off(kernel):
+        found = gradients(jnp.bfloat16, kernel)
+        return [
+            float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in zip(found, wanted, strict=True)
+        ]
+
+    whole, blocks = off(attend.dense), off(attention.auto)
+    assert blocks[0] < 1.1 * whole[0] and all(b < 1.5 * a < 0.006 for a, b in zip(whole, blocks, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2}, {"fsdp": 2}], ids=["data x tensor", "fsdp"])
+def test_blocks_on_a_mesh(mesh, small_blocks):
+    inputs, mask, scoring, expected = attention_case()
+    layout = layout_of(**mesh)
+    by_head, by_row = layout.named("batch", None, "heads", None), layout.named("batch", None)
+    with jax.set_mesh(layout.mesh):
+        q, k, v = (jax.device_put(np.asarray(x), by_head) for x in inputs)
+        segments = jax.device_put(np.asarray(mask.q_segments), by_row)
+        mask = mask._replace(q_segments=segments, kv_segments=segments)
+        run = jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, scoring, layout, attention.auto))
+        np.testing.assert_allclose(run(q, k, v), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_scores_above_the_diagonal_are_not_made(causal):
     """Of 512 tokens in blocks of 128 six blocks of sixteen; an encoder needs them all."""
@@ -257,3 +299,19 @@ def test_the_derivative_of_gelu():
     x = np.linspace(-6.0, 6.0, 101, dtype=np.float32)
     exact = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(ACTIVATIONS["gelu"].function))(x), exact, atol=1e-6)
+
+
+def test_a_gathered_matrix_is_not_kept():
+    """For the backward pass, where it is tall: its transpose is made of the shard again."""
+    layout = layout_of(fsdp=4)
+    with jax.set_mesh(layout.mesh):
+        x = layout.shard(jnp.ones((4, 8, 64)), "batch", "length", None)
+        w = layout.store(jnp.ones((64, 16)), "mlp", "embed")
+
+        def product(x, w):
+            out = layout.spec("batch", "length", None)
+            return layers._matmul(layout, x, layout.gather(w, "float32"), out)
+
+        _, back = jax.vjp(jax.checkpoint(product, policy=all_but_gathered), x, w)
+    kept = jax.tree.leaves(back)
+    assert len(kept) == 2 and not any(a.size == w.size and a.is_fully_replicated for a in kept)

@@ -177,8 +177,8 @@ def start(flags, tmp_path):
     """Starts the second point of the sweep in a session of its own."""
 
     def run(workdir):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
         environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *flags(workdir), "--index=1"]
         log = (tmp_path / f"{workdir.name}.log").open("a")
