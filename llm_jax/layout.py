@@ -218,17 +218,34 @@ def _gather_backward(stored: PartitionSpec, _whole: Any, _summed: Any, _: None, 
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def all_but_gathered(primitive: Any, *inputs: Any, **params: Any) -> bool:
+@jax.custom_vjp
+def turned(w: jax.Array) -> jax.Array:
+    """The transpose of a matrix to multiply with, whose gradient is made as it lies: one that is taller than
+    wide takes a CPU a third longer than its transpose, which the barriers have XLA make (log)."""
+    return jax.lax.optimization_barrier(w.T)
+
+
+def _turned_forward(w: jax.Array) -> tuple[jax.Array, None]:
+    return turned(w), None
+
+
+def _turned_backward(_: None, grad: jax.Array) -> tuple:
+    return (jax.lax.optimization_barrier(grad).T,)
+
+
+turned.defvjp(_turned_forward, _turned_backward)
+MADE_AGAIN = (["reshard"], ["transpose", "optimization_barrier"])  # what gather and turned do
+
+
+def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     """A policy of jax.checkpoint: keep everything for the backward pass but what ``gather`` gave, and views
-    and transposes of matrices, which may be of that and are made again for little."""
+    and transposes, which may be of that and are made again for little."""
     if primitive.name == "reshape":
-        return False
-    if primitive.name in ("transpose", "optimization_barrier") and inputs[0].ndim == 2:  # layers._matmul
         return False
     if primitive.name != "custom_vjp_call":
         return True
     equations = params["call_jaxpr"].jaxpr.eqns
-    return [equation.primitive.name for equation in equations] != ["reshard"]
+    return [equation.primitive.name for equation in equations] not in MADE_AGAIN
 
 
 def _scatter(stored: PartitionSpec, grad: jax.Array) -> jax.Array:

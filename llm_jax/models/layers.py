@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from llm_jax.layout import Layout
+from llm_jax.layout import Layout, turned
 from llm_jax.models import fp8
 
 
@@ -141,10 +141,7 @@ def _matmul(layout: Layout, x: jax.Array, w: jax.Array, out_sharding: PartitionS
     w_io = jnp.reshape(w, (inputs, outputs), out_sharding=w_spec.update(partitions=(cut_in, cut_out)))
     by_row = out_sharding.update(partitions=(rows, out_sharding.partitions[2]))
     if layout.platform == "cpu" and inputs > outputs:
-        # A gradient [inputs, outputs] that is taller than wide takes a CPU a third longer than its transpose,
-        # which the barrier has XLA make (log).
-        w_oi = jax.lax.optimization_barrier(w_io.T)
-        y_no = jnp.einsum("ni,oi->no", x_ni, w_oi, out_sharding=by_row)
+        y_no = jnp.einsum("ni,oi->no", x_ni, turned(w_io), out_sharding=by_row)
     else:
         y_no = jnp.einsum("ni,io->no", x_ni, w_io, out_sharding=by_row)
     return jnp.reshape(y_no, (*x.shape[:2], *w.shape[count:]), out_sharding=out_sharding)

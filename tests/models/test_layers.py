@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from families import layout_of
 
-from llm_jax.layout import all_but_gathered
+from llm_jax.layout import all_but_gathered, turned
 from llm_jax.models import attend, attention, blockwise, layers, positions
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.mlp import ACTIVATIONS, MLP
@@ -315,3 +315,10 @@ def test_a_gathered_matrix_is_not_kept():
         _, back = jax.vjp(jax.checkpoint(product, policy=all_but_gathered), x, w)
     kept = jax.tree.leaves(back)
     assert len(kept) == 2 and not any(a.size == w.size and a.is_fully_replicated for a in kept)
+
+
+def test_a_transpose_is_not_kept_where_stages_are_stacked():
+    x, w = jnp.ones((2, 8, 64)), jnp.ones((2, 64, 16))
+    work = jax.vmap(lambda x, w: jnp.einsum("ni,oi->no", x, turned(w)))
+    _, back = jax.vjp(jax.checkpoint(work, policy=all_but_gathered), x, w)
+    assert {a.shape for a in jax.tree.leaves(back)} == {x.shape, w.shape}

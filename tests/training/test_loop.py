@@ -210,7 +210,7 @@ def test_the_config_says_what_was_asked_for(whole):
 
 
 def test_power_by_the_driver_s_counter(trained, monkeypatch):
-    """A GPU that takes 400 watts, by a counter that stands for its driver's and a clock that stands still."""
+    """A GPU that takes 400 watts, by a counter for its driver's, and a clock that moves when it is read."""
     now = [0.0]
 
     def monotonic():
