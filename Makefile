@@ -11,8 +11,8 @@ VENV := .venv/$(LINE)
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 # A process a core, at most four: each holds eight simulated devices and some 2 GB.
-# One that crashes ends the run with its test's name: in its place another would get what is done already, and
-# all would wait for ever (pytest-xdist 3.8, issue 1378).
+# One that crashes ends the run with its test's name: in its place another may get what is done already, and
+# all wait for ever (pytest-xdist 3.8, issue 1378).
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0
 
 .PHONY: help quickstart test test-fast lint lock install clean
