@@ -29,10 +29,14 @@ TPU = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
+# Products by cuBLAS alone. Triton takes what makes an operand into the product's kernel, and where cuBLAS is
+# chosen after all, that is left as kernels of its own, one for each product that reads it: gradients put side
+# by side twice, gates made twice (log).
+GPU = {"xla_gpu_enable_triton_gemm": "false"}
 # From NVIDIA's advice (JAX-Toolbox, GPU_performance.md), for several GPUs. The scan over layers is unrolled
 # once, so that the next layer's gathers find products to hide behind. Named in jaxlib 0.10.2 and 0.12.0. One
 # GPU goes without: on an H200 a step took as long, and the loop over steps was compiled twice over (log).
-GPU = {
+GPU_OVERLAP = {
     "xla_gpu_enable_latency_hiding_scheduler": "true",
     "xla_gpu_enable_pipelined_all_gather": "true",
     "xla_gpu_enable_pipelined_reduce_scatter": "true",
@@ -61,13 +65,13 @@ def add(platform: str, flags: dict[str, str]) -> None:
         os.environ[variable] = " ".join([*there, *new])
 
 
-def overlap(several_gpus: bool) -> None:
-    """Sets the flags of the accelerators that jax has a plugin for."""
-    if importlib.util.find_spec("libtpu"):
+def add_accelerators(overlap: bool, several_gpus: bool) -> None:
+    """Sets the flags of the accelerators that jax has a plugin for; overlap: those of collectives, too."""
+    if overlap and importlib.util.find_spec("libtpu"):
         add("tpu", TPU)
     plugins = importlib.metadata.entry_points(group="jax_plugins")
-    if any(plugin.name.startswith("xla_cuda") for plugin in plugins) and several_gpus:
-        add("gpu", GPU)
+    if any(plugin.name.startswith("xla_cuda") for plugin in plugins):
+        add("gpu", GPU | (GPU_OVERLAP if overlap and several_gpus else {}))
 
 
 def keep_compiled() -> None:

@@ -95,8 +95,7 @@ def start(config: MeshConfig, rows: int) -> MeshConfig:
     """
     count = config.cpu_devices or default_cpu_devices(rows)
     flags.add("cpu", flags.CPU | (flags.CPU_DIVIDED if count > 1 else {}))
-    if config.overlap_flags:
-        flags.overlap(hosts.count() > 1 or hardware.gpu_count() > 1)
+    flags.add_accelerators(config.overlap_flags, hosts.count() > 1 or hardware.gpu_count() > 1)
     flags.keep_compiled()
     with contextlib.suppress(RuntimeError):  # jax is already running: a notebook, or the tests
         jax.config.update("jax_num_cpu_devices", count)

@@ -34,12 +34,21 @@ def test_a_flag_of_the_user_stays(monkeypatch):
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_each_compiler_hears_its_own(gpus, monkeypatch):
-    """A GPU alone has nothing to hear."""
+    """A GPU alone has no collectives to hear of."""
     with_plugins(monkeypatch, libtpu=True, cuda=True)
     monkeypatch.setattr(hardware, "gpu_count", lambda: gpus)
     mesh.start(MeshConfig(cpu_devices=1), rows=1)
     assert len(os.environ["LIBTPU_INIT_ARGS"].split()) == len(flags.TPU)
-    assert len(os.environ["XLA_FLAGS"].split()) == len(flags.CPU) + (len(flags.GPU) if gpus > 1 else 0)
+    collectives = len(flags.GPU_OVERLAP) if gpus > 1 else 0
+    assert len(os.environ["XLA_FLAGS"].split()) == len(flags.CPU) + len(flags.GPU) + collectives
+
+
+def test_overlap_is_a_choice_and_how_a_gpu_multiplies_is_none(monkeypatch):
+    with_plugins(monkeypatch, libtpu=True, cuda=True)
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 2)
+    mesh.start(MeshConfig(cpu_devices=1, overlap_flags=False), rows=1)
+    assert "LIBTPU_INIT_ARGS" not in os.environ
+    assert len(os.environ["XLA_FLAGS"].split()) == len(flags.CPU) + len(flags.GPU)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_a_divided_cpu_has_products_on_one_core_each():
 
 def test_this_jaxlib_knows_the_flags():
     """XLA ends a process at a flag that it does not know, and on a CPU it reads those for GPUs, too."""
-    flags.add("gpu", flags.GPU | flags.CPU | flags.CPU_DIVIDED)
+    flags.add("gpu", flags.GPU | flags.GPU_OVERLAP | flags.CPU | flags.CPU_DIVIDED)
     process = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices('cpu')"],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},

@@ -41,7 +41,7 @@ def cudnn(
     q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, scoring: Scoring, layout: Layout
 ) -> jax.Array:
     """The same as ``attend.dense`` up to rounding where a row is one segment, padded at its end. Of segments
-    it reads only how many tokens are in one. [batch, l, g, r, k].
+    it reads only how many tokens are in an encoder's. [batch, l, g, r, k].
 
     Raises UserError where the kernel cannot take these.
     """
@@ -65,7 +65,9 @@ def cudnn(
 def _attend(q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, platform: str) -> jax.Array:
     """On one device."""
     b, l, g, r, k = q_blgrk.shape
-    tokens = [jnp.sum(x > 0, axis=1, dtype=jnp.int32) for x in (mask.q_segments, mask.kv_segments)]
+    tokens = [None, None]
+    if not mask.causal:  # a decoder's tokens see nothing of the padding behind them
+        tokens = [jnp.sum(x > 0, axis=1, dtype=jnp.int32) for x in (mask.q_segments, mask.kv_segments)]
 
     def within(window: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         reach = (window - 1, 0) if window else None

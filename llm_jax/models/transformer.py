@@ -253,9 +253,8 @@ class Transformer(nn.Module):
         head: ``head_matrix()``, if it is at hand."""
         c = self.config
         head = self.head_matrix() if head is None else head
-        scores = head_product.scores(
-            self.layout.spec("batch", "length", "vocab"), hidden, head.astype(c.dtype)
-        )
+        spec, rounded = self.layout.spec("batch", "length", "vocab"), self.layout.platform == "gpu"
+        scores = head_product.scores(spec, rounded, hidden, head.astype(c.dtype))
         if c.logit_scale != 1.0:
             scores = c.logit_scale * scores
         if c.logit_softcap:

@@ -100,11 +100,13 @@ def tpu_devices(machine: Machine) -> list[Any]:
 
 def abstract_batch(program: Program) -> Batch:
     """Shapes and shardings of one dispatch."""
-    e = program.experiment
-    shape = (e.steps_per_dispatch, e.accumulation, e.micro_batch, e.data.sequence_length)
+    e, length = program.experiment, program.experiment.data.sequence_length
+    lead = (e.steps_per_dispatch, e.accumulation, e.micro_batch)
     sharding = program.layout.named(None, None, "batch", None)
 
-    def leaf(dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    def of_row(count: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*lead, count), dtype, sharding=sharding)
 
-    return Batch(leaf(jnp.int32), leaf(jnp.int32), leaf(jnp.float32), leaf(jnp.int32), leaf(jnp.int32))
+    inputs, targets, positions, segments = (of_row(length) for _ in range(4))
+    predict = None if e.objective.causal else of_row(e.objective.targets_of_row(length))
+    return Batch(inputs, targets, of_row(length, jnp.float32), positions, segments, predict)

@@ -1,6 +1,8 @@
 """Layers against independent computations in numpy."""
 
+import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,23 @@ def test_norms(name):
     centred = x - x.mean(-1, keepdims=True) if name == "layernorm" else x
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.epsilon) * scale + bias
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", layers.NORMS)
+def test_norms_of_a_gpu_are_the_same(name):
+    """Its barriers change neither the result nor the gradients."""
+    x, scale = jnp.asarray(DRAW.normal(2.0, 3.0, (2, 3, 8)), jnp.float32), jnp.linspace(0.5, 1.5, 8)
+
+    def loss(layout, scale, x):
+        return jnp.sum(jnp.sin(layers.NORMS[name](layout, "float32").apply({"params": {"scale": scale}}, x)))
+
+    gpu = dataclasses.replace(layout_of(), platform="gpu")
+    for there, here in zip(
+        *(jax.grad(partial(loss, layout), (0, 1))(scale, x) for layout in (gpu, layout_of())), strict=True
+    ):
+        np.testing.assert_allclose(there, here, rtol=1e-6)
+    barriers = [str(jax.make_jaxpr(layout.stored)(1.0)).count("barrier") for layout in (gpu, layout_of())]
+    assert barriers == [1, 0]
 
 
 def test_dropout_share_and_scale():

@@ -1,6 +1,7 @@
 """Properties of the model: who sees whom, and that how it is run changes nothing."""
 
 import dataclasses
+from functools import partial
 
 import families
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from families import DECODER, FAMILIES, LENGTH, VOCAB
 
+from llm_jax.models import head_product
 from llm_jax.models.transformer import Transformer, init_params
 
 TOLERANCE = {"rtol": 0, "atol": 2e-6}
@@ -230,3 +232,21 @@ def test_the_head_s_gradients_are_products_in_its_dtype():
     products = [e for e in equations if e.primitive.name == "dot_general"]
     assert len(products) >= 2
     assert {str(x.aval.dtype) for e in products for x in e.invars} == {"bfloat16"}
+
+
+def test_a_gpu_s_scores_are_rounded_where_they_are_differentiated():
+    """And only there: an evaluation's are what the products give."""
+    layout, draw = families.layout_of(), np.random.default_rng(0)
+    hidden_bld = jnp.asarray(draw.normal(size=(2, 8, 16)), jnp.bfloat16)
+    head_vd = jnp.asarray(draw.normal(size=(32, 16)), jnp.bfloat16)
+    with jax.set_mesh(layout.mesh):
+        score = partial(head_product.scores, layout.spec("batch", "length", "vocab"))
+        exact, whole = jax.vjp(partial(score, False), hidden_bld, head_vd)
+        rounded, back = jax.vjp(partial(score, True), hidden_bld, head_vd)
+        np.testing.assert_array_equal(score(True, hidden_bld, head_vd), exact)
+        assert rounded.dtype == jnp.float32
+        np.testing.assert_array_equal(rounded, rounded.astype(jnp.bfloat16))
+        np.testing.assert_allclose(rounded, exact, rtol=2**-8)
+        assert (rounded != exact).any()
+        for one, other in zip(back(exact), whole(exact), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
+from llm_jax.planning import compiled
 from llm_jax.text import shards
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.program import Program
@@ -150,6 +151,17 @@ def test_an_encoder_has_no_bits_per_byte(root):
     results = program.evaluate_all(program.init().params)
     assert list(results) == ["validation", "validation.prose", "validation.code", "test.news"]
     assert not any("bits_per_byte" in result for result in results.values())
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective.name": "mlm", "model.causal": False}])
+def test_what_a_plan_compiles_is_what_a_run_is_fed(root, changes):
+    """An encoder's places of the targets, too: else its head is compiled for every token."""
+    one = program_of(root, **changes)
+
+    def like(batch):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
+
+    assert like(compiled.abstract_batch(one)) == like(one.batches[0])
 
 
 def test_a_set_that_is_not_there_is_named(program, params):
