@@ -175,10 +175,9 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
-        mean = jnp.mean(x32, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True) + self.epsilon)
-        mean, inverse = self.layout.stored((mean, inverse))
-        return _gain(self, (x32 - mean) * inverse)
+        x32 = x32 - self.layout.stored(jnp.mean(x32, axis=-1, keepdims=True))
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return _gain(self, x32 * self.layout.stored(inverse))
 
 
 def _gain(norm: nn.Module, x: jax.Array) -> jax.Array:
