@@ -76,14 +76,15 @@ def add_accelerators(overlap: bool, several_gpus: bool) -> None:
 
 def keep_compiled() -> None:
     """Turns on jax's cache of compiled programs, unless somebody has said where it is: in the user's cache
-    directory, apart for each kind of processor, since code for one may end another by SIGILL. All programs
-    are kept, however small: a run has some thirty.
+    directory, apart for each kind of processor, since code for one may end another by SIGILL, and for each
+    share of a GPU's memory, by which XLA makes things again. All programs are kept, however small: a run has
+    some thirty.
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
-        directory = home / "llm_jax" / "compiled" / _processor()
+        directory = home / "llm_jax" / "compiled" / _compiled_for()
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # a home that is not there, or may not be written to
         return
@@ -93,14 +94,17 @@ def keep_compiled() -> None:
             jax.config.update(option, value)
 
 
-def _processor() -> str:
-    """Names what code can run here: a hash of what the processor can do."""
+def _compiled_for() -> str:
+    """Names what the cache's key of a program leaves out: a hash of what the processor can do, and of a GPU's
+    share of memory. A step compiled with a sixth of it, a tenth of which was making things again, was read by
+    a process that had enough to keep them (log)."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         able = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         able = ""
-    return hashlib.sha256(f"{machine()} {processor()} {able}".encode()).hexdigest()[:16]
+    share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
+    return hashlib.sha256(f"{machine()} {processor()} {able} {share}".encode()).hexdigest()[:16]
 
 
 def describe(platform: str) -> str:

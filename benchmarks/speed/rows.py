@@ -83,7 +83,7 @@ ROWS = {
     ),
     "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, 5, changes=DECODER, memory=0.4),
     "1.3b": Row(
-        "gpu", 24, 2048, 16, 2048, 16, 50_304, 2, 20, changes=DECODER, memory=0.7, transformers=False
+        "gpu", 24, 2048, 16, 2048, 16, 50_304, 2, 20, changes=DECODER, memory=0.9, transformers=False
     ),
     "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, 2, 20, changes=LLAMA, transformers=False),
     "bert_base": Row("gpu", 12, 768, 12, 512, 128, 30_522, 5, objective="mlm", changes=ENCODER, memory=0.3),
