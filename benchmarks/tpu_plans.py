@@ -84,9 +84,9 @@ CASES = {
 }
 
 
-def compiled(name: str) -> dict:
+def compiled(name: str, case: tuple[str, int, str, dict]) -> dict:
     """What scripts/plan.py writes of one case, with its command."""
-    topology, slices, config, changes = CASES[name]
+    topology, slices, config, changes = case
     overrides = [f"--config.{key}={value}" for key, value in {"steps_per_dispatch": 1, **changes}.items()]
     command = ["scripts/plan.py", f"--config=configs/{config}.py", f"--topology={topology}", "--compile"]
     command += [f"--slices={slices}", *overrides]
@@ -126,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     results = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     for name in [args.only] if args.only else CASES:
-        results[name] = compiled(name)
+        results[name] = compiled(name, CASES[name])
         print(row(name, results[name]), flush=True)
         record.write("tpu_plans", record.environment("jax", "libtpu") | {"results": results})
 

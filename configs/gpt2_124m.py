@@ -4,7 +4,7 @@
 
 :modern is the same with the modern preset (llm_jax/training/presets.py), at half of its tokens; not run.
 12 layers, 12 heads, width 768, context 1,024. Expected loss: not known for your text.
-Time: 5.6 hours at 500,000 tokens a second. Hardware: compiled, not run (benchmarks/compile_configs.py).
+Time: 5.4 hours at 515,000 tokens a second, those of one H200 in configs/sweep_modern_124m.py; not run whole.
 """
 
 from llm_jax.training.experiment import default_config, override

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from llm_jax import flags, hardware, hosts
 from llm_jax.config import runtime
@@ -116,12 +116,12 @@ def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None)
     return _layout(config, mesh, devices[0].platform)
 
 
-def abstract_layout(config: MeshConfig, device_count: int, slices: int = 1, platform: str = "cpu") -> Layout:
+def abstract_layout(config: MeshConfig, device_count: int, slices: int, device: AbstractDevice) -> Layout:
     """The layout over devices that are not there: for shapes and shardings, not for values."""
     sizes = mesh_shape(config, device_count)
     _check_slices(sizes, slices)
-    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
-    return _layout(config, mesh, platform)
+    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), abstract_device=device)
+    return _layout(config, mesh, device.platform)
 
 
 def _layout(config: MeshConfig, mesh: Mesh | AbstractMesh, platform: str) -> Layout:

@@ -7,8 +7,8 @@
 
 Topologies: v5e, v5p, v6e, tpu7x with the shape of a slice; a GPU as GPUs a node x nodes; cpu:8. Times are
 lower bounds: every product, byte of memory and byte of network at its peak, none waiting for another.
---compile compiles the whole step, for a TPU by libtpu (pip install 'llm_jax[tpu]'), with no chip. Exit code
-3: it does not fit.
+--compile compiles the whole step with no chip: for a TPU by libtpu (pip install 'llm_jax[tpu]'), for a Hopper
+GPU by jax's plugin (pip install 'jax[cuda13]'). Exit code 3: it does not fit.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from llm_jax import hardware
 from llm_jax.config import identity
@@ -78,11 +78,12 @@ def cross_entropy(
     hidden: [batch, length, d]; targets: int [batch, length]; weights: float32 [batch, length];
     logits_fn: [batch, n, d] to float32 [batch, n, vocab]; extras: of "z_loss", "smoothed_loss" and
     "top5_accuracy". When the logits of the batch would be more than ``max_logits`` numbers on a device (0:
-    ``most_logits()``), they are made, used and made again in the backward pass, chunk of the length after
+    ``most_logits``), they are made, used and made again in the backward pass, chunk of the length after
     chunk. Where the length is cut, every chunk takes as much of each shard.
     """
     logits = jax.eval_shape(logits_fn, hidden)
-    count = _chunks(*logits.sharding.shard_shape(logits.shape), max_logits or most_logits())
+    most = max_logits or most_logits(logits.sharding.mesh)
+    count = _chunks(*logits.sharding.shard_shape(logits.shape), most)
     by_token = PartitionSpec(*jax.typeof(hidden).sharding.spec.partitions[:2])
     targets, weights = (jax.sharding.reshard(x, by_token) for x in (targets, weights))
 
@@ -101,10 +102,11 @@ def cross_entropy(
     return jax.lax.scan(body, zeros, chunks)[0]
 
 
-def most_logits() -> int:
-    """How many float32 logits a device of this machine holds at once: by its chip, so that all hosts of a run
+def most_logits(mesh: Mesh | AbstractMesh) -> int:
+    """How many float32 logits a device of a mesh holds at once: by its chip, so that all hosts of a run
     compile the same."""
-    chip = hardware.lookup(jax.devices()[0].device_kind) if jax.default_backend() == "gpu" else None
+    device = mesh.abstract_mesh.abstract_device
+    chip = hardware.lookup(device.device_kind) if device and device.platform == "gpu" else None
     return int(SHARE * chip.memory) // 4 if chip else MAX_LOGITS
 
 

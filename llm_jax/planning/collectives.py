@@ -171,7 +171,7 @@ def _size(op: _Operation, group: int) -> float:
         arrays = [size for size in arrays if size > 4]
         half = len(arrays) // 2
         arrays = arrays[half:] if op.kind == "all-gather" else arrays[:half]
-    return sum(arrays) * (group if op.kind == "reduce-scatter" else 1)
+    return sum(arrays) * (group if op.kind == "reduce-scatter" and not op.started else 1)
 
 
 def _group(rest: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:

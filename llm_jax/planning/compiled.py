@@ -1,6 +1,7 @@
 """The whole training step compiled for a machine that is not there: memory and collectives as they will be.
 
-For TPUs by libtpu (the extra ``tpu``), with no chip; for a CPU by as many simulated devices as jax has.
+For TPUs by libtpu (the extra ``tpu``), with no chip; for GPUs by jax's CUDA plugin (``jax[cuda13]``), with no
+GPU, and so with no product timed to choose how it is made; for a CPU by as many simulated devices as jax has.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llm_jax import flags
 from llm_jax.data.batch import Batch
 from llm_jax.errors import UserError
 from llm_jax.mesh import make_layout
-from llm_jax.planning import collectives
+from llm_jax.planning import collectives, gpu_target
 from llm_jax.planning.machine import Machine
 from llm_jax.planning.plan import Plan
 from llm_jax.training import out_of_memory
@@ -34,8 +35,7 @@ QUIET = {
 def compile_plan(plan: Plan) -> Plan:
     """The plan with what the compiler says: memory, collectives, seconds, or that it does not fit. Raises
     UserError where this machine cannot compile for that one."""
-    if plan.machine.is_tpu and plan.experiment.mesh.overlap_flags:
-        flags.add("tpu", flags.TPU)
+    flags.add_accelerators(plan.experiment.mesh.overlap_flags, several_gpus=plan.machine.devices > 1)
     devices = find_devices(plan.machine)
     program = Program(plan.experiment, make_layout(plan.experiment.mesh, devices), plan.program.directory)
     state, batch = program.abstract_state(), abstract_batch(program)
@@ -72,7 +72,7 @@ def find_devices(machine: Machine) -> list[Any]:
     if machine.is_tpu:
         return tpu_devices(machine)
     if machine.chip:
-        raise UserError(f"--compile for {machine.name} needs that GPU; the analytic plan needs nothing")
+        return gpu_devices(machine)
     if len(jax.devices("cpu")) < machine.devices:
         raise UserError(
             f"jax has {len(jax.devices('cpu'))} CPU devices, {machine.name} needs {machine.devices}"
@@ -94,6 +94,25 @@ def tpu_devices(machine: Machine) -> list[Any]:
         raise UserError(
             f"--compile for {machine.name} needs libtpu (pip install 'llm_jax[tpu]'): {reason}; without it "
             "the analytic plan still works"
+        ) from error
+    return list(topology.devices)
+
+
+def gpu_devices(machine: Machine) -> list[Any]:
+    """The devices of nodes of GPUs, from jax's CUDA plugin, which needs none."""
+    from jax.experimental import topologies
+
+    gpus, nodes = machine.shape
+    known = {"target_config": gpu_target.target(machine), "topology": f"1x{nodes}x{gpus}"}
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver's version: there may be none
+    flags.add("gpu", {"xla_gpu_autotune_level": "0"})
+    try:
+        topology = topologies.get_topology_desc(platform="cuda", topology_name=machine.name, **known)
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--compile for {machine.name} needs jax's plugin for CUDA (pip install 'jax[cuda13]'): "
+            f"{reason}; without it the analytic plan still works"
         ) from error
     return list(topology.devices)
 

@@ -49,7 +49,7 @@ class Array:
 def prepare(experiment: Experiment, machine: Machine) -> Program:
     """The program of a complete experiment on devices that need not be there. Raises UserError where the
     mesh does not fit the machine or the model."""
-    layout = abstract_layout(experiment.mesh, machine.devices, machine.slices, machine.platform)
+    layout = abstract_layout(experiment.mesh, machine.devices, machine.slices, machine.device)
     model = experiment.model
     if model.dtype == "auto":
         model = dataclasses.replace(model, dtype="bfloat16" if machine.chip else "float32")

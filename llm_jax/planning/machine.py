@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jax.sharding import AbstractDevice
+
 from llm_jax import hardware
 from llm_jax.errors import UserError
 from llm_jax.hardware import Chip
@@ -41,9 +43,10 @@ class Machine:
         return bool(self.chip and self.chip.torus)
 
     @property
-    def platform(self) -> str:
-        """In jax's words."""
-        return "tpu" if self.is_tpu else "gpu" if self.chip else "cpu"
+    def device(self) -> AbstractDevice:
+        """One of them, as jax speaks of a device that is not there."""
+        kind, platform = self.name.partition(":")[0].upper(), "tpu" if self.is_tpu else "gpu"
+        return AbstractDevice(kind, None, platform if self.chip else "cpu")
 
     def bandwidth(self, axes: tuple[str, ...], group: int, reach: int) -> float:
         """The most bytes/s that a device can send to a group along these mesh axes: of a torus, both ways

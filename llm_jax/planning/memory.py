@@ -10,9 +10,10 @@ from llm_jax.training.experiment import Experiment
 from llm_jax.training.program import Program
 
 BATCH_LEAVES = 5  # inputs, targets, weights, positions, segments: four bytes each
-# Of what the forward pass keeps by jax's account, what is there when XLA has fused it for a GPU: 0.09 to 0.23
-# without recomputation, of four models on an H200 (log), so that this leaves room.
-FUSED = {"gpu": 0.3}
+# Of what the forward pass keeps by jax's account, what is there when XLA has fused it for a GPU: without
+# recomputation 0.21 to 0.34 of layers that are unrolled, 0.54 to 0.62 of scanned ones, which are fused one
+# by one (six steps compiled for an H200; benchmarks/gpu_plans.py).
+FUSED, FUSED_SCANNED = 0.35, 0.65
 RESERVED = 0.03  # of a device's memory that its system and the program's code take
 PARTS = {"params": "parameters", "opt_state": "optimizer", "ema": "running mean"}
 
@@ -29,7 +30,8 @@ def estimate(program: Program, state: dict[str, list[Array]]) -> dict[str, float
     rows = e.micro_batch // layout.ways("batch") * e.accumulation * e.steps_per_dispatch
     causes["batch"] = rows * e.data.sequence_length * 4.0 * BATCH_LEAVES
     causes["gradients"] = gradients(layout, state["params"])
-    without_remat = FUSED.get(layout.platform, 1.0) * residuals.kept(program, False)
+    fused = (FUSED_SCANNED if e.model.scan_layers else FUSED) if layout.platform == "gpu" else 1.0
+    without_remat = fused * residuals.kept(program, False)
     causes["activations"] = residuals.kept(program, True) if e.model.remat else without_remat
     in_loss = {"head": head(e, layout), "logits": logits(e, layout)}
     in_layer = {"gathered layer": 2 * gathered_layer(program, state["params"])}
@@ -62,7 +64,9 @@ def head(e: Experiment, layout: Layout) -> float:
 
 
 def logits(e: Experiment, layout: Layout) -> float:
-    """Float32 scores of a chunk, their exponentials and their gradient."""
+    """Float32 scores of a chunk, their exponentials and their gradient; on a GPU scores and gradient as they
+    are rounded (head_product.py), the rest is fused."""
     c, t = e.model, Tokens.of(e, layout)
     all_of_them = e.scored * t.count * c.padded_vocab / layout.ways("vocab")
-    return 3 * 4 * min(all_of_them, cross_entropy.most_logits())
+    width = 2 * t.width if layout.platform == "gpu" else 3 * 4
+    return width * min(all_of_them, cross_entropy.most_logits(layout.mesh))

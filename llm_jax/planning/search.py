@@ -79,7 +79,7 @@ def _meshes(e: Experiment, machine: Machine) -> Iterator[dict[str, int]]:
         "tensor": [n for n in _divisors(MOST_TENSOR) if e.model.num_heads % n == 0],
         "context": _divisors(max(e.data.sequence_length // SHORTEST_PIECE, 1)),
         "expert": _divisors(e.model.num_experts or 1),
-        "stage": _divisors(machine.shape[-1] if machine.platform == "gpu" else 1),
+        "stage": _divisors(machine.shape[-1] if machine.device.platform == "gpu" else 1),
     }
     for sizes in itertools.product(*choices.values()):
         left, over = divmod(inside, math.prod(sizes))

@@ -1,6 +1,5 @@
 import math
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -267,9 +266,16 @@ def test_top5_accuracy():
     assert sums.keys() == totals.keys()
 
 
-def test_a_gpu_holds_its_share_of_logits(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "platform", "count"),
+    [
+        ("NVIDIA H200", "gpu", 141_000_000_000 // 16),
+        ("NVIDIA X9", "gpu", loss_module.MAX_LOGITS),
+        ("TPU v5p", "tpu", loss_module.MAX_LOGITS),
+    ],
+)
+def test_a_gpu_holds_its_share_of_logits(kind, platform, count):
     """By the table of chips; of an unknown one as much as elsewhere."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for kind, count in (("NVIDIA H200", 141_000_000_000 // 16), ("NVIDIA X9", loss_module.MAX_LOGITS)):
-        monkeypatch.setattr(jax, "devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)])
-        assert loss_module.most_logits() == count
+    device = jax.sharding.AbstractDevice(kind, None, platform)
+    assert loss_module.most_logits(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)) == count
+    assert loss_module.most_logits(ONE.mesh) == loss_module.MAX_LOGITS

@@ -121,6 +121,18 @@ def test_groups_of_any_spelling():
         assert collectives.read(program, mesh) == [Collective("all-gather", axes, 64.0, 1, size)]
 
 
+def test_a_gpu_s_reduce_scatters_are_of_their_operands():
+    """Whole in the first half of an asynchronous one, shards in one at once."""
+    groups = "replica_groups={{0,1}}, dimensions={0}, to_apply=%add"
+    parts = "(bf16[4]{0}, bf16[4]{0})"
+    for line in (
+        f"%s = ((bf16[8]{{0}}, bf16[8]{{0}}), {parts}) reduce-scatter-start(%p, %q), {groups}",
+        f"%s = {parts} reduce-scatter(%p, %q), {groups}",
+    ):
+        program = f"ENTRY %main (p: bf16[8]) -> bf16[4] {{\n  {line}\n}}\n"
+        assert collectives.read(program, {"fsdp": 2})[0].sent == 16
+
+
 def test_loops_and_fusions_are_counted():
     """Seven times in a loop; and an all-reduce in a fusion that is a reduce-scatter."""
     program = """%all-reduce-scatter.1 (p: bf16[8]) -> bf16[4] {
