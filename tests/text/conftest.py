@@ -1,9 +1,18 @@
-"""A disk that fills up."""
+"""A folder of documents, and a disk that fills up."""
 
 import resource
 from contextlib import contextmanager
 
 import pytest
+from prepared import TEXTS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, text in enumerate(TEXTS):
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{i:03d}.txt").write_text(text)
+    return tmp_path
 
 
 @pytest.fixture
