@@ -12,6 +12,8 @@ from families import DECODER, FAMILIES, LENGTH, VOCAB
 
 from llm_jax.models import head_product
 from llm_jax.models.transformer import Transformer, init_params
+from llm_jax.objectives.clm import CLM
+from llm_jax.training import step
 
 TOLERANCE = {"rtol": 0, "atol": 2e-6}
 
@@ -250,3 +252,23 @@ def test_a_gpu_s_scores_are_rounded_where_they_are_differentiated():
         assert (rounded != exact).any()
         for one, other in zip(back(exact), whole(exact), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"stage": 2, "fsdp": 2}, {"data": 2, "tensor": 2}, {"context": 2}])
+def test_what_a_gpu_keeps_in_memory_changes_no_gradient(sizes):
+    """Barriers, scores that are rounded to float32, and products for small tables, on any mesh."""
+    config = dataclasses.replace(DECODER, kernel="dense", norm="layernorm", num_layers=4, remat=True)
+    found, objective = [], CLM()
+    for platform in ("cpu", "gpu"):
+        layout = dataclasses.replace(families.layout_of(**sizes), platform=platform)
+        model, params = families.make(config, layout)
+        batch = families.place(families.batch(8), layout)
+
+        def loss(params, batch, model=model):
+            weights = step.loss_weights(model, objective, batch)
+            return step.make_losses(model, objective)(params, batch, weights, None)["loss"]
+
+        with jax.set_mesh(layout.mesh):
+            found.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *found)
