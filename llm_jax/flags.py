@@ -1,5 +1,5 @@
-"""What the compilers are told beside the program: that collectives run while the device computes, and where
-to keep what they have compiled.
+"""What the compilers are told beside the program: that collectives run while the device computes, who makes a
+GPU's products, and where to keep what is compiled.
 
 They read it from the environment when jax first asks for a device: libtpu from LIBTPU_INIT_ARGS, XLA for
 GPUs and CPUs from XLA_FLAGS. A flag that is already there stays as it is.
@@ -103,8 +103,9 @@ def _compiled_for() -> str:
         able = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         able = ""
-    share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
-    return hashlib.sha256(f"{machine()} {processor()} {able} {share}".encode()).hexdigest()[:16]
+    share = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    words = [machine(), processor(), able, *([share] if share else [])]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
 def describe(platform: str) -> str:

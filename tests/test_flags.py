@@ -101,12 +101,13 @@ def test_compiled_programs_are_kept(cache, monkeypatch, tmp_path):
     assert cache.jax_persistent_cache_min_compile_time_secs == 0.0
 
 
-def test_programs_for_little_memory_are_kept_apart(cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize("variable", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_programs_for_little_memory_are_kept_apart(variable, cache, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     flags.keep_compiled()
     first = cache.jax_compilation_cache_dir
     cache.update("jax_compilation_cache_dir", None)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
+    monkeypatch.setenv(variable, "0.1")
     flags.keep_compiled()
     assert cache.jax_compilation_cache_dir != first
 

@@ -167,8 +167,8 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """(x - mean) / std * scale in float32 (Ba et al. 2016, arXiv 1607.06450). [..., d] to [..., d].
 
-    Where x is rounded to fewer bits the variance is the mean square less the squared mean, one pass over a
-    row for both: what that loses of float32 where the mean is large is less than x has lost already.
+    Of bfloat16 the variance is the mean square less the squared mean, one pass over a row for both: what that
+    loses of float32 where the mean is large is less than x has lost already.
     """
 
     layout: Layout
@@ -180,13 +180,13 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x32, average = x.astype(jnp.float32), partial(jnp.mean, axis=-1, keepdims=True)
-        if x.dtype == jnp.float32:
-            x32 = x32 - average(x32)
-            variance = average(x32 * x32)
-        else:
+        if x.dtype == jnp.bfloat16:
             mean, square = average(x32), average(x32 * x32)
             variance = jnp.maximum(square - mean * mean, 0.0)
             x32 = x32 - self.layout.stored(mean)
+        else:
+            x32 = x32 - average(x32)
+            variance = average(x32 * x32)
         return _gain(self, x32 * self.layout.stored(jax.lax.rsqrt(variance + self.epsilon)))
 
 

@@ -13,7 +13,7 @@ from llm_jax import hardware
 from llm_jax.config import identity
 from llm_jax.data.batch import Batch
 
-# The most float32 logits that a device holds at once: 256 MB. Below it nothing is chunked.
+# The most logits that a device holds at once: 256 MB in float32. Below it nothing is chunked.
 MAX_LOGITS = 1 << 26
 SHARE = 1 / 4  # of a GPU's memory that they may take instead: made once, not twice, 17% of GPT-2's step (log)
 PADDING = -1e29  # logits below it are of entries that pad the vocabulary
@@ -45,7 +45,8 @@ class PredictsTokens:
 
     def names(self, evaluating: bool = False) -> tuple[str, ...]:
         """What is summed: "loss" (nats), "accuracy" (right first guesses), what else is trained on, and in
-        evaluation "top5_accuracy"."""
+        evaluation "top5_accuracy". A tie for the first place is right: in training on a GPU, where scores are
+        rounded, there are some, and a little more is right than in evaluation."""
         extras = tuple(name for name in self.coefficients if name != "loss")
         return ("loss", "accuracy", *extras, *(("top5_accuracy",) if evaluating else ()))
 
@@ -103,8 +104,8 @@ def cross_entropy(
 
 
 def most_logits(mesh: Mesh | AbstractMesh) -> int:
-    """How many float32 logits a device of a mesh holds at once: by its chip, so that all hosts of a run
-    compile the same."""
+    """How many logits, of four bytes, a device of a mesh holds at once: by its chip, so that all hosts of a
+    run compile the same."""
     device = mesh.abstract_mesh.abstract_device
     chip = hardware.lookup(device.device_kind) if device and device.platform == "gpu" else None
     return int(SHARE * chip.memory) // 4 if chip else MAX_LOGITS

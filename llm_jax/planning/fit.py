@@ -1,9 +1,10 @@
-"""Into how many micro-batches a step is cut, and whether blocks are recomputed, by the free memory."""
+"""Into how many micro-batches a step is cut, and whether blocks are recomputed, by the memory of a device."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import jax
 
@@ -21,39 +22,42 @@ FEWEST_TOKENS = 8192
 
 
 def fit(program: Program, say: Callable[[str], None]) -> Program:
-    """The program with the fewest micro-batches whose step fits the free memory of every device. Blocks are
-    recomputed where micro-batches would otherwise get smaller than FEWEST_TOKENS. Unchanged where a device
-    does not say what it has, as CPUs do not.
+    """The program with the fewest micro-batches whose step fits every device's free memory, of a GPU's KEPT;
+    else the smallest, if it fits at all. Blocks are recomputed where micro-batches would otherwise get
+    smaller than FEWEST_TOKENS. Unchanged where a device does not say what it has, as CPUs do not.
 
     Raises UserError where nothing fits.
     """
-    free = free_memory()
+    free, fillable = free_memory(), free_memory(KEPT)
     if free is None:
         return program
-    state, smallest = layout.state(program), None
+    state, found = layout.state(program), []
     for candidate in _candidates(program):
-        needed = memory.estimate(candidate, state)["total"]
-        if needed <= free:
-            e = candidate.experiment
-            again = ", blocks recomputed" if e.model.remat else ""
-            say(
-                f"memory: {e.accumulation} micro-batches of {e.micro_batch} rows{again}: "
-                f"{needed / 1e9:.1f} of {free / 1e9:.1f} GB free on a device"
-            )
-            return candidate
-        smallest = needed if smallest is None else min(smallest, needed)
-    raise UserError(
-        f"config.accumulation=0: the smallest micro-batch takes {smallest / 1e9:.1f} GB of a device, "
-        f"{free / 1e9:.1f} GB are free; cut the model (mesh.recipe=fsdp, mesh.tensor), or shorten "
-        "data.sequence_length"
+        found.append((memory.estimate(candidate, state)["total"], candidate))
+        if found[-1][0] <= fillable:
+            break
+    needed, chosen = min(found, key=lambda one: (one[0] > fillable, one[0]))
+    e = chosen.experiment
+    if needed > free:
+        raise UserError(
+            f"config.accumulation=0: the smallest micro-batch takes {needed / 1e9:.1f} GB of a device, "
+            f"{free / 1e9:.1f} GB are free; cut the model (mesh.recipe=fsdp, mesh.tensor), or shorten "
+            "data.sequence_length"
+        )
+    again = ", blocks recomputed" if e.model.remat else ""
+    say(
+        f"memory: {e.accumulation} micro-batches of {e.micro_batch} rows{again}: "
+        f"{needed / 1e9:.1f} of {free / 1e9:.1f} GB free on a device"
     )
+    return chosen
 
 
-def free_memory() -> float | None:
-    """Bytes that a program may still take of the fullest device; None where one does not say."""
+def free_memory(shares: Mapping[str, float] = MappingProxyType({})) -> float | None:
+    """Bytes that a program may still take of the fullest device; None where one does not say. shares:
+    {platform: how much of all of it}."""
     devices = jax.local_devices()
-    said, share = [device.memory_stats() or {} for device in devices], 1 - memory.RESERVED
-    share = KEPT.get(devices[0].platform, share)
+    share = shares.get(devices[0].platform, 1 - memory.RESERVED)
+    said = [device.memory_stats() or {} for device in devices]
     own = [share * s["bytes_limit"] - s.get("bytes_in_use", 0) for s in said if "bytes_limit" in s]
     everywhere = hosts.gather("memory", min(own) if len(own) == len(said) else None)
     return None if None in everywhere else min(everywhere)

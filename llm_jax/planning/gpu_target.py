@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from llm_jax.errors import UserError
 from llm_jax.hardware import Chip
 from llm_jax.planning.machine import Machine
@@ -40,8 +42,8 @@ PREALLOCATED = 0.75  # of its memory is what jax takes of a GPU where nobody say
 def target(machine: Machine) -> str:
     """A GpuTargetConfigProto in text. Raises UserError for a GPU whose processor is not known."""
     name, chip = machine.name.partition(":")[0].upper(), machine.chip
-    if not isinstance(chip, Chip) or not name.startswith(("H100", "H200", "GH200")):
+    if not isinstance(chip, Chip) or not re.match(r"(H100|H200|GH200)(?!.*PCIE)", name):
         raise UserError(
-            f"--compile for {machine.name}: of GPUs H100, H200 and GH200 are known; or leave it out"
+            f"--compile for {machine.name}: of GPUs H100, H200 and GH200 (SXM) are known; or leave it out"
         )
     return HOPPER.format(name=name, bandwidth=chip.bandwidth, memory=PREALLOCATED * chip.memory)

@@ -10,10 +10,10 @@ from llm_jax.training.experiment import Experiment
 from llm_jax.training.program import Program
 
 BATCH_LEAVES = 5  # inputs, targets, weights, positions, segments: four bytes each
-# Of what the forward pass keeps by jax's account, what is there when XLA has fused it for a GPU: without
-# recomputation 0.21 to 0.34 of layers that are unrolled, 0.54 to 0.62 of scanned ones, which are fused one
-# by one (six steps compiled for an H200; benchmarks/gpu_plans.py).
-FUSED, FUSED_SCANNED = 0.35, 0.65
+# Of what the forward pass keeps by jax's account, what is there when XLA has fused unrolled layers for a GPU:
+# 0.29 to 0.59 without recomputation. Of scanned ones, which are fused one by one, it was 0.75 to 0.99 (six
+# steps compiled for an H200; log).
+FUSED = 0.6
 RESERVED = 0.03  # of a device's memory that its system and the program's code take
 PARTS = {"params": "parameters", "opt_state": "optimizer", "ema": "running mean"}
 
@@ -21,16 +21,16 @@ PARTS = {"params": "parameters", "opt_state": "optimizer", "ema": "running mean"
 def estimate(program: Program, state: dict[str, list[Array]]) -> dict[str, float]:
     """{cause: bytes on a device} at the worst moment of a step, and "total".
 
-    Parameters, optimiser, batch and what the forward pass keeps are counted exactly, but for a GPU, which
-    keeps less. The rest is what must be there beside them when the loss is computed or a layer
-    differentiated, whichever is more.
+    Parameters, optimiser, batch and what the forward pass keeps are counted exactly, but for unrolled layers
+    on a GPU, which keeps less. The rest is what must be there beside them when the loss is computed or a
+    layer differentiated, whichever is more.
     """
     e, layout = program.experiment, program.layout
     causes = {PARTS[part]: float(sum(a.bytes for a in state[part])) for part in PARTS if part in state}
     rows = e.micro_batch // layout.ways("batch") * e.accumulation * e.steps_per_dispatch
     causes["batch"] = rows * e.data.sequence_length * 4.0 * BATCH_LEAVES
     causes["gradients"] = gradients(layout, state["params"])
-    fused = (FUSED_SCANNED if e.model.scan_layers else FUSED) if layout.platform == "gpu" else 1.0
+    fused = FUSED if layout.platform == "gpu" and not e.model.scan_layers else 1.0
     without_remat = fused * residuals.kept(program, False)
     causes["activations"] = residuals.kept(program, True) if e.model.remat else without_remat
     in_loss = {"head": head(e, layout), "logits": logits(e, layout)}

@@ -10,6 +10,7 @@ from llm_jax.mesh import AXES
 from llm_jax.models import pipeline
 from llm_jax.planning import layout, memory, network, roofline
 from llm_jax.planning.collectives import Collective, by_kind
+from llm_jax.planning.gpu_target import PREALLOCATED
 from llm_jax.planning.layout import Array
 from llm_jax.planning.machine import Machine
 from llm_jax.planning.roofline import Roofline
@@ -46,13 +47,19 @@ class Plan:
     @property
     def capacity(self) -> float | None:
         """Bytes of a device that a program may take; None for a CPU."""
-        return self.machine.chip.memory * (1 - memory.RESERVED) if self.machine.chip else None
+        if self.machine.chip is None:
+            return None
+        share = PREALLOCATED if self.machine.device.platform == "gpu" else 1 - memory.RESERVED
+        return self.machine.chip.memory * share
 
     @property
     def fits(self) -> bool:
-        if self.compiled:  # its sum counts some buffers twice: what it refuses does not fit
-            return not self.compiled["out_of_memory"]
-        return self.capacity is None or self.memory["total"] <= self.capacity
+        needed = self.memory["total"]
+        if self.compiled:  # libtpu's sum counts some buffers twice, and what it refuses does not fit
+            if self.compiled["out_of_memory"] or self.machine.device.platform != "gpu":
+                return not self.compiled["out_of_memory"]
+            needed = self.compiled["memory"]["total"]
+        return self.capacity is None or needed <= self.capacity
 
     @property
     def bubble(self) -> float:

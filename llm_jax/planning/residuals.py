@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from llm_jax.data.batch import Batch
 from llm_jax.layout import Layout, abstractly
@@ -21,13 +21,13 @@ from llm_jax.training.step import dropout_key, loss_weights, make_losses
 
 def kept(program: Program, remat: bool) -> float:
     """Bytes on a device that one micro-batch keeps, with or without recomputation of blocks; parameters at
-    rest aside. The compiler may do with less: it does not keep what it finds twice."""
+    rest and scores aside. The compiler may do with less: it does not keep what it finds twice."""
+    program = dataclasses.replace(program, layout=_nowhere(program.layout))
     e, layout = program.experiment, program.layout
     config = dataclasses.replace(e.model, remat=remat, scan_layers=True)
     model = Transformer(config, layout)
     losses = make_losses(model, e.objective)
     coefficients = e.objective.coefficients | moe.coefficients(config)
-    shape = (e.micro_batch, e.data.sequence_length)
     params = program.abstract_state().params
 
     def backward(params: object, micro: Batch) -> object:
@@ -40,12 +40,14 @@ def kept(program: Program, remat: bool) -> float:
 
         return jax.vjp(loss, params)[1]
 
-    def leaf(dtype: object) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.named("batch", None))
+    def leaf(dtype: object, count: int = e.data.sequence_length) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((e.micro_batch, count), dtype, sharding=layout.named("batch", None))
 
     ints, floats = leaf(jnp.int32), leaf(jnp.float32)
+    targets = None if e.objective.causal else e.objective.targets_of_row(e.data.sequence_length)
+    predict = None if targets is None else leaf(jnp.int32, targets)
     with abstractly(layout.mesh):
-        left = jax.eval_shape(backward, params, Batch(ints, ints, floats, ints, ints))
+        left = jax.eval_shape(backward, params, Batch(ints, ints, floats, ints, ints, predict))
     at_rest = {identity for leaf in jax.tree.leaves(params) for identity in _identities(leaf, layout)}
     total = 0.0
     for array in jax.tree.leaves(left):
@@ -57,6 +59,13 @@ def kept(program: Program, remat: bool) -> float:
                 8 if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else array.dtype.itemsize
             )
     return total
+
+
+def _nowhere(layout: Layout) -> Layout:
+    """The same on devices of no kind, for which a loss makes its scores in chunks and keeps none."""
+    mesh = layout.mesh
+    anywhere = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types)
+    return dataclasses.replace(layout, mesh=anywhere)
 
 
 def _identities(leaf: jax.ShapeDtypeStruct, layout: Layout) -> Iterator[tuple]:

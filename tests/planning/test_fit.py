@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.planning import fit, layout, memory
+from llm_jax.planning import fit, layout, memory, residuals
 from llm_jax.planning.machine import Machine
 from llm_jax.training import experiment, out_of_memory
 from llm_jax.training.rundir import carry_on
@@ -37,8 +37,8 @@ def total(program, accumulation, remat=False):
     return memory.estimate(changed, layout.state(program))["total"]
 
 
-def chosen(program, free, monkeypatch, filling=1):
-    monkeypatch.setattr(fit, "free_memory", lambda: free)
+def chosen(program, free, monkeypatch, filling=1, fillable=None):
+    monkeypatch.setattr(fit, "free_memory", lambda shares=None: fillable if shares and fillable else free)
     monkeypatch.setattr(fit, "FEWEST_TOKENS", filling)
     said = []
     e = fit.fit(program, said.append).experiment
@@ -59,16 +59,28 @@ def test_blocks_are_recomputed_before_micro_batches_get_too_small(program, monke
     assert total(program, 1, remat=True) <= free
 
 
-def test_a_gpu_keeps_less_than_jax_says(program):
-    """By what is compiled for one; of scanned layers less is fused."""
+def test_a_gpu_keeps_less_of_unrolled_layers_than_jax_says(program):
+    """By what is compiled for one."""
     on_gpu = dataclasses.replace(program, layout=dataclasses.replace(program.layout, platform="gpu"))
     e = on_gpu.experiment
     unrolled = dataclasses.replace(e, model=dataclasses.replace(e.model, scan_layers=False))
     unrolled = dataclasses.replace(on_gpu, experiment=unrolled)
-    cpu, scanned, gpu = (
-        memory.estimate(p, layout.state(program))["activations"] for p in (program, on_gpu, unrolled)
-    )
-    assert 0 < gpu < 0.6 * scanned < 0.5 * cpu
+    scanned, gpu = (memory.estimate(p, layout.state(program))["activations"] for p in (on_gpu, unrolled))
+    assert 0 < gpu == pytest.approx(memory.FUSED * scanned)
+
+
+def test_scores_are_no_activations():
+    """Of a GPU that holds them all either: they are counted by themselves."""
+
+    def kept(vocabulary):
+        changes = {"model.vocab_size": vocabulary, "model.num_layers": 1, "global_batch_size": 64}
+        e = experiment.resolve(experiment.override(experiment.default_config(), changes))
+        e = experiment.complete(e, vocabulary)
+        tokens = e.global_batch_size * e.data.sequence_length
+        return residuals.kept(layout.prepare(e, Machine.parse("h200:1")), False), tokens
+
+    (many, tokens), (few, _) = kept(50_048), kept(256)
+    assert many - few < 0.1 * 4 * tokens * 50_048
 
 
 def test_a_gpu_s_scores_are_counted_as_they_are_rounded():
@@ -98,6 +110,13 @@ def test_it_says_what_it_chose(program, monkeypatch):
 
 
 @pytest.mark.slow
+def test_where_a_gpu_must_make_things_again_the_smallest_does(program, monkeypatch):
+    fewest = min(total(program, 8), total(program, 8, remat=True))
+    found = chosen(program, fewest + 1, monkeypatch, fillable=fewest - 1)
+    assert found[0] == 8 and len(found[2]) == 1
+
+
+@pytest.mark.slow
 def test_what_fits_nowhere_is_an_error(program, monkeypatch):
     with pytest.raises(UserError, match=r"the smallest micro-batch takes .* GB are free; cut the model"):
         chosen(program, 1000.0, monkeypatch)
@@ -120,7 +139,8 @@ def test_free_memory_is_that_of_the_fullest_device(platform, share, monkeypatch)
             return {"bytes_limit": 1000, "bytes_in_use": self.used}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(100), Device(300)])
-    assert fit.free_memory() == pytest.approx(1000 * share - 300)
+    assert fit.free_memory(fit.KEPT) == pytest.approx(1000 * share - 300)
+    assert fit.free_memory() == pytest.approx(1000 * (1 - memory.RESERVED) - 300)
 
 
 def test_what_was_chosen_is_kept_on_resume(program):

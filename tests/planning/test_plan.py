@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from jax.experimental import topologies
 
 from llm_jax.errors import UserError
 from llm_jax.mesh import MeshConfig
-from llm_jax.planning import collectives, compiled, plan, residuals, search
+from llm_jax.planning import collectives, compiled, gpu_target, plan, residuals, search
 from llm_jax.planning.collectives import Collective
 from llm_jax.planning.machine import Machine
 from llm_jax.training import experiment
@@ -177,6 +178,38 @@ def test_bandwidth_of_a_torus():
     gpus = Machine.parse("h100:8x2")
     assert gpus.bandwidth(("fsdp",), 8, 8) == 450e9
     assert gpus.bandwidth(("data",), 2, 16) == 50e9  # from node to node
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("h100:8", "pip install 'jax\\[cuda13\\]'"),
+        ("a100:8", "H100, H200 and GH200"),
+        ("h100-pcie:1", "SXM"),
+    ],
+)
+def test_gpus_that_cannot_be_compiled_for(topology, message, monkeypatch):
+    def absent(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", absent)
+    with pytest.raises(UserError, match=message):
+        compiled.find_devices(Machine.parse(topology))
+
+
+def test_what_xla_must_know_of_a_gpu():
+    found = {name: gpu_target.target(Machine.parse(f"{name}:1")) for name in ("h100", "h200")}
+    assert "memory_bandwidth: 3350000000000" in found["h100"]
+    assert f"device_memory_size: {3 * 141 * 10**9 // 4}" in found["h200"]
+    assert all(text.count("{") == text.count("}") == 4 for text in found.values())
+
+
+def test_a_gpu_s_compiler_refuses_nothing():
+    """So that what it made is compared with what jax takes of a GPU."""
+    made = plan.make(complete(), Machine.parse("h200:1"))
+    for total, fits in ((0.7 * 141e9, True), (0.8 * 141e9, False)):
+        said = {"memory": {"total": total}, "out_of_memory": None}
+        assert dataclasses.replace(made, compiled=said).fits is fits
 
 
 def test_what_does_not_fit_says_what_to_do(capsys):
