@@ -84,8 +84,8 @@ def time_sides(name: str, text: str, rounds: int, tiny: bool, cache: str) -> dic
                 first[side] = sides[side].answer()
         if at_once:
             first = {side: process.answer() for side, process in sides.items()}
-        for _ in range(rounds):
-            turns(name, sides, found)
+        for number in range(rounds):  # there and back, so that a drift within a round favours nobody
+            turns(name, dict(reversed(sides.items())) if number % 2 else sides, found)
     return {side: [first[side] | one for one in them] for side, them in found.items()}
 
 
