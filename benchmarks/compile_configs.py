@@ -15,11 +15,10 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import record
 
 from llm_jax import cli
-from llm_jax.data.batch import Batch
+from llm_jax.planning import layout
 from llm_jax.training import experiment
 from llm_jax.training.program import Program
 
@@ -36,10 +35,10 @@ def compile_step(name: str) -> dict:
     if e.micro_batch % DEVICES:  # the character configs have batches for a laptop
         e = dataclasses.replace(e, global_batch_size=DEVICES * (e.accumulation or 1))
     program = Program.build(e, Path("not-read"))
-    state = program.abstract_state()
+    state, batch = program.abstract_state(), layout.batch(program, program.experiment.accumulation)
     start = time.perf_counter()
     with jax.set_mesh(program.layout.mesh):
-        compiled = jax.jit(program.step_fn, donate_argnums=0).lower(state, abstract_batch(program)).compile()
+        compiled = jax.jit(program.step_fn, donate_argnums=0).lower(state, batch).compile()
     memory = compiled.memory_analysis()
     return {
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
@@ -48,20 +47,6 @@ def compile_step(name: str) -> dict:
         "argument_bytes_a_device": memory.argument_size_in_bytes,
         "temporary_bytes_a_device": memory.temp_size_in_bytes,
     }
-
-
-def abstract_batch(program: Program) -> Batch:
-    """Shapes and shardings of one step's batch."""
-    e, sharding = program.experiment, program.layout.named(None, "batch")
-    lead = (e.accumulation or 1, e.micro_batch)
-
-    def array(length: int, dtype: str) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*lead, length), jnp.dtype(dtype), sharding=sharding)
-
-    ids, length = "int32", e.data.sequence_length
-    rows = {name: array(length, ids) for name in ("inputs", "targets", "positions", "segments")}
-    predict = None if e.model.causal else array(e.objective.targets_of_row(length), ids)
-    return Batch(**rows, weights=array(length, "float32"), predict=predict)
 
 
 def main() -> None:

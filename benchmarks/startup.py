@@ -25,7 +25,7 @@ import jax
 
 from benchmarks import record
 from llm_jax.mesh import make_layout
-from llm_jax.planning.compiled import abstract_batch
+from llm_jax.planning.layout import dispatch
 from llm_jax.training import experiment
 from llm_jax.training.program import Program
 
@@ -69,7 +69,7 @@ def compile_seconds(depth: int) -> float:
     e = experiment.complete(e, 256)
     program = Program(e, make_layout(e.mesh, jax.devices()[:1]), Path("unused"))
     start = time.perf_counter()
-    program.lower(program.abstract_state(), abstract_batch(program)).compile()
+    program.lower(program.abstract_state(), dispatch(program)).compile()
     return time.perf_counter() - start
 
 

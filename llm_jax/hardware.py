@@ -1,4 +1,5 @@
-"""What one chip can do. Nothing else in the project knows a number of a chip."""
+"""What one chip can do. Nothing else in the project knows a number of a chip, but what XLA must be told of a
+processor to compile for it (planning/gpu_target.py)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import jax
 import pytest
 
 from llm_jax.mesh import make_layout
-from llm_jax.planning.compiled import abstract_batch
+from llm_jax.planning.layout import dispatch
 from llm_jax.training import experiment
 from llm_jax.training.presets import MODERN
 from llm_jax.training.program import Program
@@ -56,7 +56,7 @@ def compiled(changes):
     e = experiment.complete(e, 128)
     count = math.prod(max(size, 1) for size in e.mesh.sizes.values())
     program = Program(e, make_layout(e.mesh, jax.devices()[:count]), Path("unused"))
-    lowered = program.lower(program.abstract_state(), abstract_batch(program))
+    lowered = program.lower(program.abstract_state(), dispatch(program))
     return lowered.compile(compiler_options={"xla_cpu_max_isa": "AVX2"})  # the same on newer processors
 
 

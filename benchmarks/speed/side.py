@@ -19,14 +19,10 @@ class Side:
 
     def __init__(self, module: str, *arguments: str, cache: str, memory: Mapping[str, float]) -> None:
         self._command = [sys.executable, "-m", f"benchmarks.speed.{module}", *arguments]
-        share = memory.get(
-            module, 0.05
-        )  # programs for little memory are others, which jax does not tell apart
-        own = {
-            "JAX_COMPILATION_CACHE_DIR": f"{cache}/jax {share}",
-            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch",
-        }
-        own |= {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(share)}
+        share = str(memory.get(module, 0.05))
+        own = {"XLA_PYTHON_CLIENT_MEM_FRACTION": share, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch"}
+        # Programs for little memory are others, which jax does not tell apart.
+        own |= {"JAX_COMPILATION_CACHE_DIR": f"{cache}/jax {share}"}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
         self._process = subprocess.Popen(self._command, cwd=ROOT, env=os.environ | own, **pipes)

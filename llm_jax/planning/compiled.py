@@ -12,13 +12,11 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from llm_jax import flags
-from llm_jax.data.batch import Batch
 from llm_jax.errors import UserError
 from llm_jax.mesh import make_layout
-from llm_jax.planning import collectives, gpu_target
+from llm_jax.planning import collectives, gpu_target, layout
 from llm_jax.planning.machine import Machine
 from llm_jax.planning.plan import Plan
 from llm_jax.training import out_of_memory
@@ -38,7 +36,7 @@ def compile_plan(plan: Plan) -> Plan:
     flags.add_accelerators(plan.experiment.mesh.overlap_flags, several_gpus=plan.machine.devices > 1)
     devices = find_devices(plan.machine)
     program = Program(plan.experiment, make_layout(plan.experiment.mesh, devices), plan.program.directory)
-    state, batch = program.abstract_state(), abstract_batch(program)
+    state, batch = program.abstract_state(), layout.dispatch(program)
     began = time.monotonic()
     try:
         executable = program.lower(state, batch).compile()
@@ -115,17 +113,3 @@ def gpu_devices(machine: Machine) -> list[Any]:
             f"{reason}; without it the analytic plan still works"
         ) from error
     return list(topology.devices)
-
-
-def abstract_batch(program: Program) -> Batch:
-    """Shapes and shardings of one dispatch."""
-    e, length = program.experiment, program.experiment.data.sequence_length
-    lead = (e.steps_per_dispatch, e.accumulation, e.micro_batch)
-    sharding = program.layout.named(None, None, "batch", None)
-
-    def of_row(count: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*lead, count), dtype, sharding=sharding)
-
-    inputs, targets, positions, segments = (of_row(length) for _ in range(4))
-    predict = None if e.objective.causal else of_row(e.objective.targets_of_row(length))
-    return Batch(inputs, targets, of_row(length, jnp.float32), positions, segments, predict)

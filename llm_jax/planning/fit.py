@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -28,7 +27,7 @@ def fit(program: Program, say: Callable[[str], None]) -> Program:
 
     Raises UserError where nothing fits.
     """
-    free, fillable = free_memory(), free_memory(KEPT)
+    free, fillable = free_memory(), free_memory(kept=True)
     if free is None:
         return program
     state, found = layout.state(program), []
@@ -52,11 +51,13 @@ def fit(program: Program, say: Callable[[str], None]) -> Program:
     return chosen
 
 
-def free_memory(shares: Mapping[str, float] = MappingProxyType({})) -> float | None:
-    """Bytes that a program may still take of the fullest device; None where one does not say. shares:
-    {platform: how much of all of it}."""
+def free_memory(kept: bool = False) -> float | None:
+    """Bytes that a program may still take of the fullest device, kept: before it makes things again; None
+    where one does not say."""
     devices = jax.local_devices()
-    share = shares.get(devices[0].platform, 1 - memory.RESERVED)
+    share = 1 - memory.RESERVED
+    if kept:
+        share = KEPT.get(devices[0].platform, share)
     said = [device.memory_stats() or {} for device in devices]
     own = [share * s["bytes_limit"] - s.get("bytes_in_use", 0) for s in said if "bytes_limit" in s]
     everywhere = hosts.gather("memory", min(own) if len(own) == len(said) else None)

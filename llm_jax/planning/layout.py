@@ -1,4 +1,5 @@
-"""What lies where: every array of the state and of a layer, its logical place and its bytes on a device."""
+"""What lies where: every array of the state, of a batch and of a layer, its logical place and its bytes on a
+device."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax.data.batch import Batch
 from llm_jax.layout import Layout, mesh_axes
 from llm_jax.mesh import abstract_layout
 from llm_jax.models import pipeline
@@ -56,6 +60,24 @@ def prepare(experiment: Experiment, machine: Machine) -> Program:
     experiment = dataclasses.replace(experiment, model=model, accumulation=experiment.accumulation or 1)
     check_mesh(experiment, layout.mesh.shape)
     return Program(experiment, layout, Path("unused"))
+
+
+def batch(program: Program, *lead: int) -> Batch:
+    """Shapes and shardings of micro-batches as a run is fed, [*lead, rows, length] each."""
+    e, length = program.experiment, program.experiment.data.sequence_length
+    sharding = program.layout.named(*[None] * len(lead), "batch", None)
+
+    def of_row(count: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*lead, e.micro_batch, count), dtype, sharding=sharding)
+
+    inputs, targets, positions, segments = (of_row(length) for _ in range(4))
+    predict = None if e.objective.causal else of_row(e.objective.targets_of_row(length))
+    return Batch(inputs, targets, of_row(length, jnp.float32), positions, segments, predict)
+
+
+def dispatch(program: Program) -> Batch:
+    """``batch`` of all the steps that are sent to the devices at once."""
+    return batch(program, program.experiment.steps_per_dispatch, program.experiment.accumulation)
 
 
 def state(program: Program) -> dict[str, list[Array]]:

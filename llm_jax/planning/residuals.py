@@ -14,14 +14,14 @@ from llm_jax.data.batch import Batch
 from llm_jax.layout import Layout, abstractly
 from llm_jax.models import moe
 from llm_jax.models.transformer import Transformer
-from llm_jax.planning.layout import shard_shape
+from llm_jax.planning.layout import batch, shard_shape
 from llm_jax.training.program import Program
 from llm_jax.training.step import dropout_key, loss_weights, make_losses
 
 
 def kept(program: Program, remat: bool) -> float:
     """Bytes on a device that one micro-batch keeps, with or without recomputation of blocks; parameters at
-    rest and scores aside. The compiler may do with less: it does not keep what it finds twice."""
+    rest and chunked scores aside. The compiler may do with less: it does not keep what it finds twice."""
     program = dataclasses.replace(program, layout=_nowhere(program.layout))
     e, layout = program.experiment, program.layout
     config = dataclasses.replace(e.model, remat=remat, scan_layers=True)
@@ -40,14 +40,8 @@ def kept(program: Program, remat: bool) -> float:
 
         return jax.vjp(loss, params)[1]
 
-    def leaf(dtype: object, count: int = e.data.sequence_length) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((e.micro_batch, count), dtype, sharding=layout.named("batch", None))
-
-    ints, floats = leaf(jnp.int32), leaf(jnp.float32)
-    targets = None if e.objective.causal else e.objective.targets_of_row(e.data.sequence_length)
-    predict = None if targets is None else leaf(jnp.int32, targets)
     with abstractly(layout.mesh):
-        left = jax.eval_shape(backward, params, Batch(ints, ints, floats, ints, ints, predict))
+        left = jax.eval_shape(backward, params, batch(program))
     at_rest = {identity for leaf in jax.tree.leaves(params) for identity in _identities(leaf, layout)}
     total = 0.0
     for array in jax.tree.leaves(left):

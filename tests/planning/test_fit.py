@@ -38,7 +38,7 @@ def total(program, accumulation, remat=False):
 
 
 def chosen(program, free, monkeypatch, filling=1, fillable=None):
-    monkeypatch.setattr(fit, "free_memory", lambda shares=None: fillable if shares and fillable else free)
+    monkeypatch.setattr(fit, "free_memory", lambda kept=False: fillable if kept and fillable else free)
     monkeypatch.setattr(fit, "FEWEST_TOKENS", filling)
     said = []
     e = fit.fit(program, said.append).experiment
@@ -139,7 +139,7 @@ def test_free_memory_is_that_of_the_fullest_device(platform, share, monkeypatch)
             return {"bytes_limit": 1000, "bytes_in_use": self.used}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(100), Device(300)])
-    assert fit.free_memory(fit.KEPT) == pytest.approx(1000 * share - 300)
+    assert fit.free_memory(kept=True) == pytest.approx(1000 * share - 300)
     assert fit.free_memory() == pytest.approx(1000 * (1 - memory.RESERVED) - 300)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.planning import compiled
+from llm_jax.planning import layout
 from llm_jax.text import shards
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.program import Program
@@ -161,7 +161,7 @@ def test_what_a_plan_compiles_is_what_a_run_is_fed(root, changes):
     def like(batch):
         return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
 
-    assert like(compiled.abstract_batch(one)) == like(one.batches[0])
+    assert like(layout.dispatch(one)) == like(one.batches[0])
 
 
 def test_a_set_that_is_not_there_is_named(program, params):
