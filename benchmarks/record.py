@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,13 +22,25 @@ def _commit() -> str:
     return (found or "unknown") + ("-dirty" if changed.returncode == 1 else "")
 
 
+def _processor() -> str:
+    """On Linux its name and the vendor's numbers of its kind, for clouds shorten names; else Python's."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.M))
+    if len(found) < 3:
+        return platform.processor() or platform.machine()
+    return f"{found['model name']} (family {found['cpu family']}, model {found['model']})"
+
+
 def environment(*packages: str) -> dict:
     """Versions, commit and machine; no paths, no host name."""
     return {
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cpu_count": os.cpu_count(),
     }
 

@@ -57,7 +57,7 @@ def _line(name: str, row: dict) -> str:
         f"{hugging['ms']:.4g}" if hugging else "",
         ratio,
         roof,
-        ours["device"],
+        f"{row['cpu_count']} cores, {row['processor']}" if row["platform"] == "cpu" else ours["device"],
     )
     return "| " + " | ".join(cells) + " |"
 
