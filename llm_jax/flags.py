@@ -47,6 +47,10 @@ GPU_OVERLAP = {
 CPU = {"xla_cpu_prefer_vector_width": "512"}
 # Devices that divide a CPU share its cores: a product on one need not use them all.
 CPU_DIVIDED = {"xla_cpu_multi_thread_eigen": "false"}
+# XLA has a thread a device here. A collective that waits for other devices holds one, so that all wait for
+# ever where some have two under way: a pipeline with experts on two cores (log). Not where cores are as many
+# as devices: eight threads made a small step of two a third longer.
+THREADS_PER_SIMULATED_DEVICE = 3
 
 KEEP_ALL = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -72,6 +76,11 @@ def add_accelerators(overlap: bool, several_gpus: bool) -> None:
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     if any(plugin.name.startswith("xla_cuda") for plugin in plugins):
         add("gpu", GPU | (GPU_OVERLAP if overlap and several_gpus else {}))
+
+
+def add_threads(devices: int) -> None:
+    """Threads for so many CPU devices that share fewer cores, unless somebody has said how many."""
+    os.environ.setdefault("PJRT_NPROC", str(THREADS_PER_SIMULATED_DEVICE * devices))
 
 
 def keep_compiled() -> None:

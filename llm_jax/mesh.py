@@ -99,13 +99,19 @@ def start(config: MeshConfig, rows: int) -> MeshConfig:
     flags.keep_compiled()
     with contextlib.suppress(RuntimeError):  # jax is already running: a notebook, or the tests
         jax.config.update("jax_num_cpu_devices", count)
+        if count > _cores():
+            flags.add_threads(count)
     return dataclasses.replace(config, cpu_devices=count)
 
 
 def default_cpu_devices(rows: int) -> int:
     """The largest number, at most that of usable cores, that shares ``rows`` evenly over all processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((n for n in range(1, (cores or 1) + 1) if rows % (n * hosts.count()) == 0), default=1)
+    return max((n for n in range(1, _cores() + 1) if rows % (n * hosts.count()) == 0), default=1)
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_layout(config: MeshConfig, devices: Iterable[jax.Device] | None = None) -> Layout:

@@ -66,6 +66,23 @@ def test_a_divided_cpu_has_products_on_one_core_each():
     assert "--xla_cpu_multi_thread_eigen=false" in os.environ["XLA_FLAGS"].split()
 
 
+@pytest.mark.parametrize("said", [{}, {"PJRT_NPROC": "5"}])
+def test_more_devices_than_cores_have_threads_to_wait_with(said):
+    """As many threads as devices may all be taken by collectives that wait for one another."""
+    script = """
+import os
+from llm_jax import mesh
+mesh._cores = lambda: 2
+for count in (2, 8):
+    mesh.start(mesh.MeshConfig(cpu_devices=count), rows=count)
+    print(os.environ.get("PJRT_NPROC", "XLA's"))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **said}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    two, eight = process.stdout.split()
+    assert [two, eight] == ["5", "5"] if said else two == "XLA's" and int(eight) > 2 * 8
+
+
 def test_this_jaxlib_knows_the_flags():
     """XLA ends a process at a flag that it does not know, and on a CPU it reads those for GPUs, too."""
     flags.add("gpu", flags.GPU | flags.GPU_OVERLAP | flags.CPU | flags.CPU_DIVIDED)
