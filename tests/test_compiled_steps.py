@@ -12,9 +12,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import conftest  # eight devices, also where this is run as a script
 import jax
 import pytest
+import simulated  # eight devices, also where this is run as a script
 
 from llm_jax.mesh import make_layout
 from llm_jax.planning.layout import dispatch
@@ -58,7 +58,7 @@ def compiled(changes):
     program = Program(e, make_layout(e.mesh, jax.devices()[:count]), Path("unused"))
     lowered = program.lower(program.abstract_state(), dispatch(program))
     same = {"xla_cpu_max_isa": "AVX2"}  # on newer processors
-    return lowered.compile(compiler_options=same | conftest.AS_IN_A_RUN)
+    return lowered.compile(compiler_options=same | simulated.AS_IN_A_RUN)
 
 
 def figures(changes):
