@@ -22,7 +22,9 @@ PLAIN = {
     "model.scan_layers": False,
 }
 DECODER = {"data.rows": "contiguous", "model.positions": "rotary", "model.norm": "rmsnorm"}
-ENCODER = {"data.rows": "contiguous", "model.positions": "rotary", "model.norm": "layernorm"}
+# As BERT has them, so that transformers' side has matrices of the same shapes; norms before the branches.
+ENCODER = {"data.rows": "contiguous", "model.positions": "learnt", "model.norm": "layernorm"}
+ENCODER |= {"model.activation": "gelu"}
 LLAMA = DECODER | {"model.activation": "swiglu", "model.num_kv_heads": 8, "model.mlp_dim": 14_336}
 TINY = {"global_batch_size": 4, "data.sequence_length": 32, "model.num_layers": 2, "model.num_heads": 2}
 TINY |= {"model.model_dim": 32, "model.num_kv_heads": 2, "model.mlp_dim": 64, "model.vocab_size": 256}

@@ -176,10 +176,12 @@ class Attention(nn.Module):
             Output("key", (d, c.kv_heads, c.head_size), ("embed", "kv_heads", "head")),
             Output("value", (d, c.kv_heads, c.head_size), ("embed", "kv_heads", "head")),
         ]
-        q, k, v = dense_together(self, outputs, x_bld, std)
+        turn = POSITIONS[c.positions].turn
+        q, k, v = dense_together(self, outputs, x_bld, std, untouched=not (turn or c.qk_norm))
         if c.qk_norm:  # Henry et al. 2020 (arXiv 2010.04245), Dehghani et al. 2023 (arXiv 2302.05442)
             q = RMSNorm(self.layout, self.dtype, axis="head", name="query_norm")(q)
             k = RMSNorm(self.layout, self.dtype, axis="head", name="key_norm")(k)
-        turn = POSITIONS[c.positions].turn
+        if turn is None:
+            return q, k, v
         base = c.rotary_base if layer.rotary_base is None else layer.rotary_base
         return turn(q, call.positions, base), turn(k, call.positions, base), v

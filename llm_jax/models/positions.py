@@ -48,11 +48,6 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([slopes, between])[:num_heads].astype(np.float32)
 
 
-def _unturned(x_blhk: jax.Array, positions_bl: jax.Array, base: float | jax.Array) -> jax.Array:
-    del positions_bl, base
-    return x_blhk
-
-
 class Scheme(NamedTuple):
     """learnt: whether the model keeps a table of positions; embed: (positions, dim) -> what is added to the
     embeddings; turn: (queries or keys, positions, base) -> the same, turned; slopes: (heads) -> ALiBi's.
@@ -60,7 +55,7 @@ class Scheme(NamedTuple):
 
     learnt: bool = False
     embed: Callable | None = None
-    turn: Callable = _unturned
+    turn: Callable | None = None
     slopes: Callable | None = None
 
 
