@@ -274,3 +274,29 @@ def test_what_a_gpu_keeps_in_memory_changes_no_gradient(sizes, dtype, off):
             found.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch)))
     for here, there in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(there, here, rtol=0, atol=off * max(1.0, np.abs(here).max()))
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "joined"),
+    [
+        ("cpu", {"positions": "learnt"}, True),
+        ("gpu", {"positions": "learnt"}, False),
+        ("gpu", {"positions": "learnt", "qk_norm": True}, True),
+        ("gpu", {"positions": "rotary"}, True),
+    ],
+)
+def test_what_a_gpu_s_kernel_takes_untouched_has_products_of_its_own(platform, changes, joined):
+    """Queries, keys and values; the same numbers either way."""
+    config = dataclasses.replace(DECODER, kernel="dense", **changes)
+    one = families.layout_of()
+    model, params = families.make(config, one)
+    other = Transformer(config, dataclasses.replace(one, platform=platform))
+    batch = families.place(families.batch(2), one)
+
+    def hidden(model):
+        return model.apply({"params": params}, batch.inputs, batch.positions, batch.segments)[0]
+
+    with jax.set_mesh(one.mesh):
+        text = str(jax.make_jaxpr(lambda: hidden(other))())
+        assert text.count(" split[") == 1 + joined  # of the scanned layer: gate and input, and these
+        np.testing.assert_allclose(hidden(other), hidden(model), rtol=1e-5, atol=1e-6)
