@@ -33,7 +33,8 @@ def gelu(x: jax.Array) -> jax.Array:
 
     With a derivative of its own, which is made once, behind a barrier, and kept: XLA's CPU compiler otherwise
     makes ``erf`` again inside every product of the backward pass, a quarter of a small model's step (log). A
-    GPU's makes it again where it is multiplied, once, and writes less without the barrier. And in jax 0.12.0 the derivative of ``erf`` has no rule inside ``jax.shard_map``, where experts are.
+    GPU's makes it again where it is multiplied, once, and writes less without the barrier. And in jax 0.12.0
+    the derivative of ``erf`` has no rule inside ``jax.shard_map``, where experts are.
     """
     return (x * _normal_cdf(x)).astype(x.dtype)
 
