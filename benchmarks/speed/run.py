@@ -3,6 +3,7 @@
   pip install -r requirements/benchmarks.txt
   python -m benchmarks.speed.run                       # every row; those of absent hardware at tiny shapes
   python -m benchmarks.speed.run --rows=shakespeare_cpu --rounds=3
+  python -m benchmarks.speed.run --rows=1.3b --peers=   # ours alone, which takes the memory of a whole GPU
 
 Forward, backward, clipping and AdamW of the same model from memory (and ours from the real loader as well),
 after a parity check of losses and gradients from equal weights. Sides: ours; our own PyTorch module of the
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -34,21 +36,26 @@ from llm_jax.training.experiment import Experiment
 
 RESULT = ROOT / "benchmarks" / "results" / "speed.json"
 CHOICES = ROOT / "benchmarks" / "results" / "speed_choices.json"
+PEERS = ("torch", "transformers")
 TRIAL_STEPS = 4  # of a dry run
 
 
-def commands(name: str, text: str, tiny: bool) -> dict[str, list[str]]:
+def commands(name: str, text: str, tiny: bool, peers: Sequence[str]) -> dict[str, list[str]]:
     """{side: module and arguments}; of a dry run, the peers in one way each."""
     row, shape = ROWS[name], [name, text, "tiny" if tiny else "whole", str(TRIAL_STEPS if tiny else 0)]
-    if row.platform == "gpu" and not tiny:
-        choices = [tuned(name)]
-    else:
-        choices = [{"mode": mode} for mode in (("eager",) if tiny else ("eager", "default"))]
     sides = {"llm_jax": ["ours", *shape]}
-    sides |= {f"torch {choice['mode']}": ["torch_peer", *shape, json.dumps(choice)] for choice in choices}
-    if row.transformers:
+    for choice in choices(name, tiny) if "torch" in peers else ():
+        sides[f"torch {choice['mode']}"] = ["torch_peer", *shape, json.dumps(choice)]
+    if row.transformers and "transformers" in peers:
         sides["transformers"] = ["transformers_peer", *shape, "eager" if tiny else "default"]
     return sides | {"roof of jax": ["roof", "jax"], "roof of torch": ["roof", "torch"]}
+
+
+def choices(name: str, tiny: bool) -> list[dict[str, Any]]:
+    """In which ways PyTorch is tried."""
+    if ROWS[name].platform == "gpu" and not tiny:
+        return [tuned(name)]
+    return [{"mode": mode} for mode in (("eager",) if tiny else ("eager", "default"))]
 
 
 def tuned(name: str) -> dict[str, Any]:
@@ -68,11 +75,13 @@ def turns(name: str, sides: dict[str, Side], found: dict[str, list]) -> None:
             print(f"  {name}, round {len(found[side])}, {side}: {last:.1f} ms a step", flush=True)
 
 
-def time_sides(name: str, text: str, rounds: int, tiny: bool, cache: str) -> dict[str, list[dict[str, Any]]]:
+def time_sides(
+    name: str, text: str, rounds: int, tiny: bool, peers: Sequence[str], cache: str
+) -> dict[str, list[dict[str, Any]]]:
     """{side: what it measured in each round}. All sides live through all rounds, each waiting for its turns,
     so that minutes in which the machine is slower are everybody's. A GPU's compile at once, to save time; a
     CPU's one after another: how long the first step takes is measured, too."""
-    row, asked = ROWS[name], commands(name, text, tiny)
+    row, asked = ROWS[name], commands(name, text, tiny, peers)
     at_once = row.platform == "gpu" and not tiny
     start, first = partial(Side, cache=cache, memory={"ours": row.memory}), {}
     found: dict[str, list] = {side: [] for side in asked}
@@ -131,11 +140,11 @@ def check(name: str, text: str, tiny: bool) -> dict[str, Any]:
     return equal
 
 
-def measure(name: str, text: str, rounds: int, tiny: bool) -> dict[str, Any]:
+def measure(name: str, text: str, rounds: int, tiny: bool, peers: Sequence[str]) -> dict[str, Any]:
     row = ROWS[name]
     equal = check(name, text, tiny or row.platform == "gpu")
     with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
-        found = time_sides(name, text, rounds, tiny, cache)
+        found = time_sides(name, text, rounds, tiny, peers, cache)
     e = experiment.complete(row.experiment(text, tiny), equal["vocab_size"])
     parity = {k: equal[k] for k in ("steps", "max_gradient_difference", "max_loss_difference")}
     return {"dry_run": tiny, "platform": row.platform, "parity": parity} | report(e, found)
@@ -173,8 +182,12 @@ def main() -> None:
     )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="how many turns each side has")
+    parser.add_argument("--peers", default=",".join(PEERS), help="who runs beside ours; empty: nobody")
     parser.add_argument("--text", default="python:docs", help="what the tokens are taken from")
     args = parser.parse_args()
+    peers = tuple(filter(None, args.peers.split(",")))
+    if unknown := {*peers} - {*PEERS}:
+        parser.error(f"--peers: {', '.join(sorted(unknown))} is none of {', '.join(PEERS)}")
     # Asked in a process of its own: one that has met the device keeps its memory.
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     here = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
@@ -184,9 +197,10 @@ def main() -> None:
             parser.error(f"--rows: {name} is none of {', '.join(ROWS)}")
         tiny = ROWS[name].platform != here
         versions = record.environment("jax", "jaxlib", "torch", "transformers")
-        measured = versions | measure(name, args.text, 1 if tiny else args.rounds, tiny)
-        ratio, best = measured["ours_over_best_torch"], measured["best_torch"]
-        print(f"{name}: {ratio} times {best}{' (dry run)' if tiny else ''}", flush=True)
+        measured = versions | measure(name, args.text, 1 if tiny else args.rounds, tiny, peers)
+        if best := measured["best_torch"]:
+            ratio = measured["ours_over_best_torch"]
+            print(f"{name}: {ratio} times {best}{' (dry run)' if tiny else ''}", flush=True)
         if tiny and not result["rows"].get(name, {"dry_run": True})["dry_run"]:
             print(f"{name}: what the hardware gave stays in the results")
             continue
