@@ -327,6 +327,13 @@ def test_mlp(name, biases):
     np.testing.assert_allclose(mlp.apply({"params": w}, x), linear(hidden, "out"), rtol=2e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("platform", "kept"), [("cpu", True), ("cuda", False)])
+def test_gelu_s_slope_is_kept_for_a_cpu_and_made_again_by_a_gpu(platform, kept):
+    slope = jax.jit(jax.vmap(jax.grad(ACTIVATIONS["gelu"].function)))
+    text = slope.trace(jnp.ones(4)).lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in text) == kept
+
+
 def test_the_derivative_of_gelu():
     x = np.linspace(-6.0, 6.0, 101, dtype=np.float32)
     exact = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x)
