@@ -1,8 +1,8 @@
 """What the compilers are told beside the program: that collectives run while the device computes, who makes a
-GPU's products, and where to keep what is compiled.
+GPU's products, and where to keep what is compiled; and XLA's client for CPUs, how many threads it has.
 
 They read it from the environment when jax first asks for a device: libtpu from LIBTPU_INIT_ARGS, XLA for
-GPUs and CPUs from XLA_FLAGS. A flag that is already there stays as it is.
+GPUs and CPUs from XLA_FLAGS, the client from PJRT_NPROC. What is already there stays as it is.
 """
 
 from __future__ import annotations
