@@ -52,8 +52,9 @@ def splash(
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, *of_mask: jax.Array) -> jax.Array:
         own = mask._replace(**dict(zip(traced, of_mask, strict=True)))
-        return splash_kernel.attend(q, k, v, own, scoring.softcap, interpret=layout.platform != "tpu")
+        return splash_kernel.attend(q, k, v, own, scoring.softcap, block, interpret=layout.platform != "tpu")
 
+    block = max(size for size in BLOCKS if q_blgrk.shape[1] % size == 0)
     traced = ("q_segments", "kv_segments", "q_start")
     arrays = (q_blgrk, k_bmgk, v_bmgk, mask.q_segments, mask.kv_segments, jnp.asarray(mask.q_start))
     by_head = ("batch", None, "kv_heads", None)

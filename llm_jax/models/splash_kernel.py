@@ -13,14 +13,19 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from llm_jax.models import splash
 from llm_jax.models.attend import Mask, by_window
 
 
 def attend(
-    q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask, softcap: float, interpret: bool
+    q_blgrk: jax.Array,
+    k_bmgk: jax.Array,
+    v_bmgk: jax.Array,
+    mask: Mask,
+    softcap: float,
+    block: int,
+    interpret: bool,
 ) -> jax.Array:
-    """On one device; a kernel for each window, of which one runs."""
+    """On one device, ``block`` queries and as many keys at a time; a kernel a window, of which one runs."""
     b, l, g, r, k = q_blgrk.shape
     m = k_bmgk.shape[1]
     scaled = (q_blgrk.astype(jnp.float32) / math.sqrt(k)).astype(q_blgrk.dtype)
@@ -30,7 +35,7 @@ def attend(
 
     def within(window: int, *arrays: Any) -> jax.Array:
         static = _static_mask(l, m, mask.causal, window)
-        return jax.vmap(_kernel(static, g * r, l, mask.q_start, softcap, interpret))(*arrays)
+        return jax.vmap(_kernel(static, g * r, l, mask.q_start, softcap, block, interpret))(*arrays)
 
     o_bhlk = by_window(mask, within, q_bhlk, k_bgmk, v_bgmk, segments)
     return jnp.einsum("bgrlk->blgrk", jnp.reshape(o_bhlk, (b, g, r, l, k)))
@@ -44,10 +49,9 @@ def _static_mask(l: int, m: int, causal: bool, window: int) -> masks.Mask:
 
 
 def _kernel(
-    mask: masks.Mask, heads: int, l: int, q_start: jax.Array, softcap: float, interpret: bool
+    mask: masks.Mask, heads: int, l: int, q_start: jax.Array, softcap: float, block: int, interpret: bool
 ) -> kernels.SplashAttentionKernel:
     """The kernel for l queries from ``q_start`` on, of all that the mask has."""
-    block = max(size for size in splash.BLOCKS if l % size == 0)
     pieces = mask.shape[0] // l
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
