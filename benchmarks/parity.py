@@ -110,7 +110,7 @@ def shortened(e: Experiment, steps: int) -> Experiment:
     )
 
 
-def compare(e: Experiment, steps: int, directory: Path) -> dict[str, Any]:
+def compare(e: Experiment, steps: int, directory: Path, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """Differences of one experiment, resolved, over ``steps`` steps; shards go to ``directory``."""
     e = shortened(e, steps)
     program = Program.prepare(e, directory, say=lambda _: None)
@@ -133,7 +133,8 @@ def compare(e: Experiment, steps: int, directory: Path) -> dict[str, Any]:
         "worst_loss_step": int(loss_differences.argmax()),
         "first_loss": [ours["losses"][0], theirs["losses"][0]],
         "last_loss": [ours["losses"][-1], theirs["losses"][-1]],
-        "passed": bool(max(by_leaf[worst], loss_differences.max()) < TOLERANCE),
+        "passed": bool(max(by_leaf[worst], loss_differences.max()) < tolerance),
+        "tolerance": tolerance,
     }
 
 

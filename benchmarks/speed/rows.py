@@ -12,6 +12,7 @@ from llm_jax.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 
+PEERS = ("torch", "transformers")
 # Shapes and mathematics that both sides have: no dropout, no biases, characters with a padded vocabulary.
 PLAIN = {
     "data.markers": False,
@@ -34,7 +35,7 @@ TINY |= {"model.model_dim": 32, "model.num_kv_heads": 2, "model.mlp_dim": 64, "m
 class Row:
     """platform: "cpu" or "gpu"; length, width, layers, heads, rows, vocabulary (0 = the characters'): of the
     model and its batch; steps: how many a round are timed, in groups of per_dispatch. memory: the share of a
-    GPU's that ours may take, beside the peers; transformers: whether its GPT-2 or BERT has this shape."""
+    GPU's that ours may take, beside the peers; peers: those that fit there, and have such a model."""
 
     platform: str
     layers: int
@@ -48,7 +49,7 @@ class Row:
     objective: str = "clm"
     changes: dict[str, Any] = field(default_factory=dict)
     memory: float = 0.5
-    transformers: bool = True
+    peers: tuple[str, ...] = PEERS
 
     def experiment(self, text: str, tiny: bool) -> Experiment:
         """Resolved; tiny: the same path at a shape for any machine."""
@@ -69,6 +70,21 @@ class Row:
         return experiment.resolve(experiment.override(config, changes | (TINY if tiny else {})))
 
 
+def shape(e: Experiment) -> dict[str, Any]:
+    """By what a result is known to be of the same step as another: all that the FLOPs and bytes hang on."""
+    c = e.model
+    return {
+        "layers": c.num_layers,
+        "width": c.model_dim,
+        "heads": [c.num_heads, c.kv_heads],
+        "mlp": c.mlp_size,
+        "parts": [c.positions, c.norm, c.activation],
+        "length": e.data.sequence_length,
+        "rows": e.global_batch_size,
+        "objective": "clm" if c.causal else "mlm",
+    }
+
+
 def shakespeare(**changes: Any) -> Row:
     """nanoGPT's CPU setting, as the shipped config has it."""
     config = cli.load_config(str(ROOT / "configs" / "shakespeare_char_cpu.py"))
@@ -84,9 +100,7 @@ ROWS = {
         layers=6, width=384, heads=6, length=256, rows=16, per_dispatch=4, steps=8
     ),
     "124m": Row("gpu", 12, 768, 12, 1024, 64, 50_304, 5, changes=DECODER, memory=0.4),
-    "1.3b": Row(
-        "gpu", 24, 2048, 16, 2048, 16, 50_304, 2, 20, changes=DECODER, memory=0.9, transformers=False
-    ),
-    "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, 2, 20, changes=LLAMA, transformers=False),
+    "1.3b": Row("gpu", 24, 2048, 16, 2048, 16, 50_304, 2, changes=DECODER, memory=0.9, peers=()),
+    "8b_layers": Row("gpu", 8, 4096, 32, 4096, 4, 32_000, 2, changes=LLAMA, memory=0.9, peers=()),
     "bert_base": Row("gpu", 12, 768, 12, 512, 128, 30_522, 5, objective="mlm", changes=ENCODER, memory=0.3),
 }

@@ -2,14 +2,16 @@
 
   pip install -r requirements/benchmarks.txt
   python -m benchmarks.speed.run                       # every row; those of absent hardware at tiny shapes
-  python -m benchmarks.speed.run --rows=shakespeare_cpu --rounds=3
-  python -m benchmarks.speed.run --rows=1.3b --peers=   # ours alone, which takes the memory of a whole GPU
+  python -m benchmarks.speed.run --rows=shakespeare_cpu --rounds=5
+  python -m benchmarks.speed.run --rows=124m --peers=transformers
 
 Forward, backward, clipping and AdamW of the same model from memory (and ours from the real loader as well),
 after a parity check of losses and gradients from equal weights. Sides: ours; our own PyTorch module of the
-same mathematics, on a CPU eager and compiled, on a GPU as benchmarks/speed/tune.py found it fastest; where
-they have the shape, transformers as users meet it, compiled. Writes benchmarks/results/speed.json: a row that
-has not run on the hardware it names has "dry_run". README's table: python -m benchmarks.speed.table
+same mathematics, on a CPU eager and compiled, on a GPU as benchmarks/speed/tune.py finds it fastest, which is
+asked where it has not been on this card with this torch; where they have the shape, transformers as users
+meet it, compiled. Rows that fill a GPU run alone. Writes benchmarks/results/speed.json: a row that has not
+run on the hardware it names has "dry_run". What fails is said, the other rows go on, and the exit code is 1.
+README's table: python -m benchmarks.speed.table
 """
 
 from __future__ import annotations
@@ -28,42 +30,33 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
-from benchmarks.speed.rows import ROOT, ROWS
+from benchmarks.speed import tune
+from benchmarks.speed.rows import PEERS, ROOT, ROWS, shape
 from benchmarks.speed.side import Side
 from llm_jax import hardware
 from llm_jax.training import experiment
 from llm_jax.training.experiment import Experiment
 
 RESULT = ROOT / "benchmarks" / "results" / "speed.json"
-CHOICES = ROOT / "benchmarks" / "results" / "speed_choices.json"
-PEERS = ("torch", "transformers")
 TRIAL_STEPS = 4  # of a dry run
 
 
 def commands(name: str, text: str, tiny: bool, peers: Sequence[str]) -> dict[str, list[str]]:
     """{side: module and arguments}; of a dry run, the peers in one way each."""
-    row, shape = ROWS[name], [name, text, "tiny" if tiny else "whole", str(TRIAL_STEPS if tiny else 0)]
-    sides = {"llm_jax": ["ours", *shape]}
-    for choice in choices(name, tiny) if "torch" in peers else ():
-        sides[f"torch {choice['mode']}"] = ["torch_peer", *shape, json.dumps(choice)]
-    if row.transformers and "transformers" in peers:
-        sides["transformers"] = ["transformers_peer", *shape, "eager" if tiny else "default"]
+    how = [name, text, "tiny" if tiny else "whole", str(TRIAL_STEPS if tiny else 0)]
+    sides = {"llm_jax": ["ours", *how]}
+    for choice in choices(name, text, tiny) if "torch" in peers else ():
+        sides[f"torch {choice['mode']}"] = ["torch_peer", *how, json.dumps(choice)]
+    if "transformers" in peers:
+        sides["transformers"] = ["transformers_peer", *how, "eager" if tiny else "default"]
     return sides | {"roof of jax": ["roof", "jax"], "roof of torch": ["roof", "torch"]}
 
 
-def choices(name: str, tiny: bool) -> list[dict[str, Any]]:
+def choices(name: str, text: str, tiny: bool) -> list[dict[str, Any]]:
     """In which ways PyTorch is tried."""
     if ROWS[name].platform == "gpu" and not tiny:
-        return [tuned(name)]
+        return [tune.best(name, text)]
     return [{"mode": mode} for mode in (("eager",) if tiny else ("eager", "default"))]
-
-
-def tuned(name: str) -> dict[str, Any]:
-    """The best choice that benchmarks/speed/tune.py has written down."""
-    rows = json.loads(CHOICES.read_text())["rows"] if CHOICES.exists() else {}
-    if name not in rows:
-        raise SystemExit(f"{name}: the peer is not tuned; run python -m benchmarks.speed.tune --rows={name}")
-    return rows[name]["best"]
 
 
 def turns(name: str, sides: dict[str, Side], found: dict[str, list]) -> None:
@@ -79,20 +72,15 @@ def time_sides(
     name: str, text: str, rounds: int, tiny: bool, peers: Sequence[str], cache: str
 ) -> dict[str, list[dict[str, Any]]]:
     """{side: what it measured in each round}. All sides live through all rounds, each waiting for its turns,
-    so that minutes in which the machine is slower are everybody's. A GPU's compile at once, to save time; a
-    CPU's one after another: how long the first step takes is measured, too."""
-    row, asked = ROWS[name], commands(name, text, tiny, peers)
-    at_once = row.platform == "gpu" and not tiny
-    start, first = partial(Side, cache=cache, memory={"ours": row.memory}), {}
+    so that minutes in which the machine is slower are everybody's. They start one after another: how long the
+    first step takes is measured, too, and a GPU's compilers time kernels on it."""
+    asked, start = commands(name, text, tiny, peers), partial(Side, cache=cache, memory=ROWS[name].memory)
     found: dict[str, list] = {side: [] for side in asked}
     with contextlib.ExitStack() as stack:
-        sides = {}
+        sides, first = {}, {}
         for side, command in asked.items():
             sides[side] = stack.enter_context(start(*command))
-            if not at_once:
-                first[side] = sides[side].answer()
-        if at_once:
-            first = {side: process.answer() for side, process in sides.items()}
+            first[side] = sides[side].answer()
         for number in range(rounds):  # there and back, so that a drift within a round favours nobody
             turns(name, dict(reversed(sides.items())) if number % 2 else sides, found)
     return {side: [first[side] | one for one in them] for side, them in found.items()}
@@ -132,22 +120,26 @@ def utilization(side: dict[str, Any], full: float, causal: float) -> dict[str, f
 def check(name: str, text: str, tiny: bool) -> dict[str, Any]:
     """Whether the sides are the same mathematics, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed.equal", name, text, "tiny" if tiny else "whole"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the parity check failed:\n{done.stderr[-2000:]}")
     equal = json.loads(done.stdout.splitlines()[-1])
     if not equal["passed"]:
-        raise SystemExit(f"{name}: not the same mathematics, nothing is timed: {equal}")
-    print(f"{name}: gradients within {equal['max_gradient_difference']:.1e}", flush=True)
+        raise RuntimeError(f"not the same mathematics, nothing is timed: {equal}")
+    for how, it in equal["parity"].items():
+        within = f"{it['max_gradient_difference']:.1e}, losses within {it['max_loss_difference']:.1e}"
+        print(f"{name}: {how}, gradients within {within}", flush=True)
     return equal
 
 
 def measure(name: str, text: str, rounds: int, tiny: bool, peers: Sequence[str]) -> dict[str, Any]:
     row = ROWS[name]
-    equal = check(name, text, tiny or row.platform == "gpu")
-    with tempfile.TemporaryDirectory() as cache:  # compilation is measured, so nothing may be compiled before
+    equal = check(name, text, tiny)
+    # Compilation is measured, so nothing may be compiled before.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         found = time_sides(name, text, rounds, tiny, peers, cache)
     e = experiment.complete(row.experiment(text, tiny), equal["vocab_size"])
-    parity = {k: equal[k] for k in ("steps", "max_gradient_difference", "max_loss_difference")}
-    return {"dry_run": tiny, "platform": row.platform, "parity": parity} | report(e, found)
+    return {"dry_run": tiny, "platform": row.platform, "parity": equal["parity"]} | report(e, found)
 
 
 def report(e: Experiment, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -157,16 +149,16 @@ def report(e: Experiment, found: dict[str, list[dict[str, Any]]]) -> dict[str, A
     roof = max(statistics.median(them) for them in rates.values())
     c, tokens, cost = e.model, e.global_batch_size * e.data.sequence_length, e.flops_per_token()
     out = {side: summarize(them, tokens, cost) for side, them in found.items() if side not in rates}
-    for it in out.values():
-        it["share_of_roof"] = round(it["tflops"] / roof, 3)
+    for side, it in out.items():
+        if side != "transformers":  # it multiplies more: an encoder's head for every token
+            it["share_of_roof"] = round(it["tflops"] / roof, 3)
     ours = out["llm_jax"]
     ours |= utilization(ours, cost, e.flops_per_token(c.causal))
     best = min((s for s in out if s.startswith("torch")), key=lambda s: out[s]["ms"], default=None)
     pairs = zip(out[best]["round_ms"], ours["round_ms"], strict=True) if best else ()
     ratios = [theirs / own for theirs, own in pairs]  # of turns in one round: the machine drifts
     return {
-        "shape": {"layers": c.num_layers, "width": c.model_dim, "length": c.max_length}
-        | {"rows": e.global_batch_size, "objective": "clm" if c.causal else "mlm"},
+        "shape": shape(e),
         "flops_per_token": cost,
         "matmul_tflops": {side: round(statistics.median(them), 3) for side, them in rates.items()},
         "best_torch": best,
@@ -191,21 +183,36 @@ def main() -> None:
     # Asked in a process of its own: one that has met the device keeps its memory.
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     here = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
-    for name in args.rows.split(","):
-        if name not in ROWS:
-            parser.error(f"--rows: {name} is none of {', '.join(ROWS)}")
+    names, failed = args.rows.split(","), []
+    if unknown := {*names} - {*ROWS}:
+        parser.error(f"--rows: {', '.join(sorted(unknown))} is none of {', '.join(ROWS)}")
+    for name in names:
         tiny = ROWS[name].platform != here
-        versions = record.environment("jax", "jaxlib", "torch", "transformers")
-        measured = versions | measure(name, args.text, 1 if tiny else args.rounds, tiny, peers)
-        if best := measured["best_torch"]:
-            ratio = measured["ours_over_best_torch"]
-            print(f"{name}: {ratio} times {best}{' (dry run)' if tiny else ''}", flush=True)
-        if tiny and not result["rows"].get(name, {"dry_run": True})["dry_run"]:
-            print(f"{name}: what the hardware gave stays in the results")
+        beside = [peer for peer in ROWS[name].peers if peer in peers]
+        try:
+            measured = measure(name, args.text, 1 if tiny else args.rounds, tiny, beside)
+        except RuntimeError as error:
+            print(f"{name}: failed, and its results are as they were: {error}", flush=True)
+            failed.append(name)
             continue
-        result["rows"][name] = measured
-        record.write("speed", result)
+        keep(name, measured)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def keep(name: str, measured: dict[str, Any]) -> None:
+    """Writes down a row, but no dry run over what the hardware gave."""
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    dry = measured["dry_run"]
+    if best := measured["best_torch"]:
+        print(
+            f"{name}: {measured['ours_over_best_torch']} times {best}{' (dry run)' if dry else ''}",
+            flush=True,
+        )
+    if dry and not result["rows"].get(name, {"dry_run": True})["dry_run"]:
+        print(f"{name}: what the hardware gave stays in the results")
+        return
+    result["rows"][name] = record.environment("jax", "jaxlib", "torch", "transformers") | measured
+    record.write("speed", result)
 
 
 if __name__ == "__main__":

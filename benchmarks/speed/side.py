@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.speed.rows import ROOT
 
+PATIENCE = 20.0  # seconds that a process has to end
+
 
 class Side:
-    """cache: a directory for what the module compiles; memory: {module: the share of a GPU's that its jax may
-    take}, little where it is not said."""
+    """cache: a directory for what the module compiles; memory: the share of a GPU's that jax may take on our
+    side; on any other, the roof's, it has little."""
 
-    def __init__(self, module: str, *arguments: str, cache: str, memory: Mapping[str, float]) -> None:
+    def __init__(self, module: str, *arguments: str, cache: str, memory: float = 0.0) -> None:
         self._command = [sys.executable, "-m", f"benchmarks.speed.{module}", *arguments]
-        share = str(memory.get(module, 0.05))
+        share = str(memory if module == "ours" else 0.05)
         own = {"XLA_PYTHON_CLIENT_MEM_FRACTION": share, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch"}
         # Programs for little memory are others, which jax does not tell apart.
         own |= {"JAX_COMPILATION_CACHE_DIR": f"{cache}/jax {share}"}
@@ -30,11 +32,17 @@ class Side:
     def __enter__(self) -> Side:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Ends the process: it reads lines until there are no more."""
-        self._process.stdin.close()
-        self._process.stdout.read()
-        self._process.wait()
+    def __exit__(self, failed: object, *_: object) -> None:
+        """Ends the process, which reads lines until there are no more; by force if another has failed, or if
+        it takes long: what was measured is not lost for it."""
+        with contextlib.suppress(OSError):  # what it has not read
+            self._process.stdin.close()
+        try:
+            self._process.wait(0 if failed else PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
         self._errors.close()
 
     def answer(self) -> dict[str, Any]:
@@ -49,7 +57,8 @@ class Side:
         raise RuntimeError(f"{' '.join(self._command)} failed:\n{self._errors.read()[-2000:]}")
 
     def ask(self) -> dict[str, Any]:
-        """Lets it measure once."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        """Lets it measure once. Raises as ``answer`` does."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended; why, answer tells
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         return self.answer()

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.peers import torch_transformer as peer
 from benchmarks.speed import clock
+from benchmarks.speed.choice import Choice
 from benchmarks.speed.rows import ROWS
 from llm_jax.training import experiment
 from llm_jax.training.experiment import Experiment
@@ -28,17 +28,6 @@ from llm_jax.training.experiment import Experiment
 BATCHES = 16  # made beforehand, so that the loader costs nothing
 CUDA = torch.cuda.is_available()
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """mode: "eager", or one of torch.compile; attention: of BACKENDS, "" = torch's own choice; weights:
-    "float32" (under autocast on a GPU) or "bfloat16" copies; parts: micro-batches of a step."""
-
-    mode: str = "default"
-    attention: str = ""
-    weights: str = "float32"
-    parts: int = 1
 
 
 class Step:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import sys
 from typing import Any
+
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import transformers
@@ -51,6 +55,7 @@ def main(name: str, text: str, tiny: bool, steps: int, mode: str) -> None:
     e = experiment.complete(e, e.model.vocab_size or 68)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
+    gc.disable()
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     model = build(e.model).to(device).train()
     run = model if mode == "eager" else torch.compile(model, dynamic=False, mode=mode)
