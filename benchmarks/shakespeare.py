@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from math import log
 from pathlib import Path
 from statistics import fmean
@@ -27,8 +29,10 @@ from llm_jax.training import metrics
 ROOT = record.HERE.parent
 
 
-def train(config: str, text: str, seed: int) -> dict:
-    """Final evaluation of a run, and its seconds as a whole process."""
+def train(
+    config: str, text: str, seed: int, variables: Mapping[str, str] | None = None
+) -> tuple[list, float]:
+    """The story of a run, and its seconds as a whole process with these variables in its environment."""
     with tempfile.TemporaryDirectory() as workdir:
         start = time.perf_counter()
         flags = [f"--config={ROOT}/configs/{config}.py", f"--config.data.text={text}", f"--workdir={workdir}"]
@@ -36,9 +40,14 @@ def train(config: str, text: str, seed: int) -> dict:
             [sys.executable, ROOT / "scripts" / "train.py", *flags, f"--config.seed={seed}"],
             check=True,
             stdout=subprocess.DEVNULL,
+            env=os.environ | dict(variables or {}),
         )
-        seconds = time.perf_counter() - start
-        story = metrics.read(Path(workdir) / "metrics")
+        return metrics.read(Path(workdir) / "metrics"), time.perf_counter() - start
+
+
+def figures(config: str, text: str, seed: int) -> dict:
+    """Final evaluation of a run, and its seconds."""
+    story, seconds = train(config, text, seed)
     last = [r for r in story if r["kind"] == "evaluation"][-1]
     speeds = sorted(r["time"]["tokens_per_second"] for r in story if "tokens_per_second" in r.get("time", {}))
     return {
@@ -67,9 +76,9 @@ def main() -> None:
     theirs = json.loads((record.HERE / "results" / "shakespeare_torch.json").read_text())
     decoders = []
     for seed in map(int, args.seeds.split(",")):
-        decoders.append(train("shakespeare_char_cpu", args.text, seed))
+        decoders.append(figures("shakespeare_char_cpu", args.text, seed))
         print(decoders[-1], flush=True)
-    encoder = train("bert_char", args.text, 0)
+    encoder = figures("bert_char", args.text, 0)
     print(encoder)
     mean, entropy = fmean(run["validation_loss"] for run in decoders), unigram_entropy(args.text)
     result = {
