@@ -4,8 +4,10 @@ processor to compile for it (planning/gpu_target.py)."""
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from llm_jax.errors import UserError
@@ -109,36 +111,47 @@ def named(name: str) -> tuple[Chip, int | None]:
 
 
 def gpu_joules() -> float | None:
-    """Energy that a GPU of this machine has used since the driver was loaded, the mean of all NVIDIA GPUs
-    here: what a run used is a difference of two readings. None where there is no such GPU, or one (older
+    """Energy that a GPU has used since the driver was loaded, the mean of all NVIDIA GPUs that this process
+    may use: what a run used is a difference of two readings. None where there is no such GPU, or one (older
     than Volta, or cut by MIG) that does not say.
 
     From the driver's own library, without a package: NVML's nvmlDeviceGetTotalEnergyConsumption.
     """
-    nvml, count = _gpus()
+    nvml, names = _gpus()
     total = 0
-    for index in range(count):
+    for name in names:
         device, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
+        if name.isdecimal():
+            missing = nvml.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(device))
+        else:
+            missing = nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(device))
+        if missing:
             return None
         if nvml.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(millijoules)):
             return None
         total += millijoules.value
-    return total / 1e3 / count if count else None
+    return total / 1e3 / len(names) if names else None
 
 
 def gpu_count() -> int:
-    """NVIDIA GPUs of this machine, by their driver: known before jax asks for a device."""
-    return _gpus()[1]
+    """NVIDIA GPUs that this process may use, by their driver: known before jax asks for a device."""
+    return len(_gpus()[1])
 
 
-def _gpus() -> tuple[Any, int]:
-    """NVML, and how many GPUs it sees; 0 without a driver."""
+def _gpus() -> tuple[Any, list[str]]:
+    """NVML, and the GPUs that it sees and CUDA_VISIBLE_DEVICES allows, by number or UUID; none without a
+    driver."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return None, 0
+        return None, []
     count = ctypes.c_uint()
     if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-        return None, 0
-    return nvml, count.value
+        return None, []
+    there = [str(index) for index in range(count.value)]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(there)).split(",")
+
+    def usable(name: str) -> bool:
+        return name in there or name.startswith(("GPU-", "MIG-"))
+
+    return nvml, list(takewhile(usable, map(str.strip, allowed)))  # CUDA, too, stops at what is none

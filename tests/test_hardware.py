@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.hardware import _CHIPS, gpu_joules, lookup, named
+from llm_jax.hardware import _CHIPS, gpu_count, gpu_joules, lookup, named
 
 # What jax calls devices -> peak bfloat16 TFLOP/s and GB of memory, by the vendors' data sheets.
 KINDS = {
@@ -113,6 +113,20 @@ class Driver:
     def nvmlDeviceGetTotalEnergyConsumption(self, device, energy):
         energy._obj.value = self.millijoules[device.value - 1] or 0
         return 3 if self.millijoules[device.value - 1] is None else 0
+
+    def nvmlDeviceGetHandleByUUID(self, name, device):
+        device._obj.value = int(name.removeprefix(b"GPU-")) + 1
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "joules"),
+    [("1", 1, 7.0), ("2, 0", 2, 5.0), ("GPU-1", 1, 7.0), ("", 0, None), ("-1", 0, None), ("0,9,1", 1, 2.0)],
+)
+def test_only_gpus_that_the_process_may_use_count(visible, count, joules, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(2000, 7000, 8000))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_count() == count and gpu_joules() == joules
 
 
 @pytest.mark.parametrize(

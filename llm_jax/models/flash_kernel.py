@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton
 
 from llm_jax.models.attend import NOTHING
 
-BLOCK = 64  # of queries and of keys; not tuned: no GPU was at hand (benchmarks/attention_kernels.py)
+BLOCK = 64  # of queries and of keys; not tuned on a GPU yet (benchmarks/attention_kernels.py does)
 
 
 @dataclass(frozen=True)

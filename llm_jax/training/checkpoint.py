@@ -97,9 +97,11 @@ class Checkpointer:
         return hosts.gather("steps", complete_steps(self._directory))[0]
 
     def is_among_best(self, step: int, loss: float) -> bool:
-        """Whether a checkpoint of this step and validation loss would be kept for its loss."""
+        """Whether a checkpoint of this step and validation loss would be kept for its loss, by what process 0
+        sees: all of them save, or none."""
         losses = {**self.losses(), step: loss}
-        return math.isfinite(loss) and step in policy.best_of(losses, self._keep["best"])
+        found = math.isfinite(loss) and step in policy.best_of(losses, self._keep["best"])
+        return hosts.gather("best", found)[0]
 
     def losses(self) -> dict[int, float]:
         """Validation losses of the checkpoints that have one: from their manifests, so that what is best

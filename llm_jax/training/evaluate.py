@@ -43,7 +43,7 @@ def evaluate(
     """Means over every target of ``batches``: loss (nats), its standard error ``loss_se``, accuracy, and what
     ``derived`` adds.
 
-    Sums are added in float64 on the host, one batch late so that the device never waits.
+    Sums are added in float64 on the host, two batches late so that the device never waits.
     """
     totals: dict[str, list[float]] = {}
     losses: list[Pair] = []  # of each batch

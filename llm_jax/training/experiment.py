@@ -32,7 +32,7 @@ from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM, UNITS
 from llm_jax.text import sources
 from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
-from llm_jax.text.tokenizers import TOKENIZERS, SentencePieceConfig
+from llm_jax.text.tokenizers import MASK_TEXT, TOKENIZERS, SentencePieceConfig
 from llm_jax.training import optimizers
 from llm_jax.training.guard import GuardConfig
 from llm_jax.training.loss_scale import LossScaleConfig
@@ -41,6 +41,21 @@ from llm_jax.training.schedules import SCHEDULES, Schedule
 
 OBJECTIVES = {"clm": CLM, "mlm": MLM}
 INIT_VOCABULARY = ("error", "mean", "fresh")
+# Fields of any section. A share that is left out, or of what was that is kept: less than 1.
+LEFT_OR_KEPT = ("dropout", "stochastic_depth", "label_smoothing", "beta1", "beta2", "momentum", "ema_decay")
+NOT_NEGATIVE = (
+    *("every", "every_minutes", "keep_best", "keep_every", "batches", "batch_size", "count", "temperature"),
+    *(
+        "num_kv_heads",
+        "head_dim",
+        "mlp_dim",
+        "vocab_size",
+        "max_length",
+        "logit_softcap",
+        "attention_softcap",
+    ),
+    *("learning_rate", "weight_decay", "clip_norm", "z_loss"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +97,8 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class SampleConfig:
     """What is written to samples.txt: ``count`` continuations of ``prompt``, ``tokens`` long; 0 = nothing.
-    For an encoder the prompt holds blanks, written <mask>. every: steps between samples, 0 = only at the
-    end."""
+    For an encoder the prompt holds blanks, written <mask>; without one nothing is written. every: steps
+    between samples, 0 = only at the end."""
 
     prompt: str = runtime("")
     count: int = runtime(2)
@@ -223,6 +238,7 @@ def check_values(e: Experiment) -> None:
         "data": ("sequence_length",),
         "model": ("num_layers", "model_dim", "num_heads"),
         "checkpoint": ("keep",),
+        "samples": ("tokens",),
     }
     keys = [*positive, *(f"{s}.{key}" for s, keys in sections.items() for key in keys)]
     values = dict(configs.leaves(e))
@@ -231,11 +247,12 @@ def check_values(e: Experiment) -> None:
             raise UserError(f"config.{key} must be at least 1, not {values[key]}")
     if not 0 <= e.seed < 2**31:
         raise UserError(f"config.seed must be at least 0 and less than 2^31, not {e.seed}")
-    for key in ("every", "every_minutes", "keep_best", "keep_every"):
-        if values[f"checkpoint.{key}"] < 0:
-            raise UserError(f"config.checkpoint.{key} must be at least 0, not {values[f'checkpoint.{key}']}")
-    if not 0.0 <= e.ema_decay < 1.0:
-        raise UserError(f"config.ema_decay must be at least 0 and less than 1, not {e.ema_decay}")
+    for key, value in values.items():
+        name = key.rpartition(".")[2]
+        if name in LEFT_OR_KEPT and not 0.0 <= value < 1.0:
+            raise UserError(f"config.{key} must be at least 0 and less than 1, not {value}")
+        if name in NOT_NEGATIVE and value < 0:
+            raise UserError(f"config.{key} must be at least 0, not {value}")
     if e.evaluation.patience < 0 or (e.evaluation.patience and not e.evaluation.every):
         raise UserError(
             f"config.evaluation.patience={e.evaluation.patience} counts evaluations: it is at least 0 and "
@@ -243,6 +260,7 @@ def check_values(e: Experiment) -> None:
         )
     e.guard.check()
     optimizers.check(e.optimizer)
+    check_samples(e.samples, e.model.causal)
     if not e.init_from and (e.init_skip or e.init_vocabulary != "error"):
         raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
     names = {
@@ -266,14 +284,35 @@ def check_values(e: Experiment) -> None:
     for key in shares:
         if key != "optimizer.learning_rate" and not 0.0 <= values[key] <= 1.0:
             raise UserError(f"config.{key} must lie between 0 and 1, not {values[key]}")
+    replaced = sum(values.get(f"objective.{key}", 0.0) for key in ("mask_share", "random_share"))
+    if replaced > 1.0:
+        raise UserError(
+            f"config.objective: mask_share and random_share are {replaced:g} together, more than 1"
+        )
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{key} is {value}; give a finite number")
 
 
+def check_samples(config: SampleConfig, causal: bool) -> None:
+    """The prompt of an encoder has blanks, or is empty, for no samples; a decoder's has none."""
+    if causal and MASK_TEXT in config.prompt:
+        raise UserError(
+            f"config.samples.prompt has {MASK_TEXT}, but this model is a decoder and only writes on"
+        )
+    if not causal and config.prompt and MASK_TEXT not in config.prompt:
+        raise UserError(
+            f"config.samples.prompt has no blank; write {MASK_TEXT} where to fill in, or leave it empty"
+        )
+
+
 def check_model(e: Experiment) -> None:
     """Shapes that must divide, and the model against the objective and the tokenizer."""
     m = e.model
+    if not m.window or min(m.window) < 0:
+        raise UserError(f"config.model.window={m.window} must be one or more sizes, 0 = everywhere")
+    if m.positions == "sinusoidal" and m.model_dim % 2:
+        raise UserError(f"config.model.model_dim={m.model_dim} must be even for sinusoidal positions")
     if not m.head_dim and m.model_dim % m.num_heads:
         raise UserError(
             f"config.model.model_dim={m.model_dim} is not divisible by num_heads={m.num_heads}; "
@@ -332,6 +371,16 @@ def check_cadences(e: Experiment) -> None:
                 f"config.{key}={value} is not a multiple of "
                 f"steps_per_dispatch={e.steps_per_dispatch}; change one"
             )
+
+
+def check_start(e: Experiment, step: int) -> None:
+    """Raises UserError where no dispatch begins at a step that a run would go on from."""
+    if step % e.steps_per_dispatch:
+        raise UserError(
+            f"the newest checkpoint is of step {step:,}, where no dispatch of "
+            f"config.steps_per_dispatch={e.steps_per_dispatch} begins; set it to "
+            f"{math.gcd(step, e.steps_per_dispatch)}"
+        )
 
 
 def check_mesh(e: Experiment, sizes: Mapping[str, int]) -> None:

@@ -100,15 +100,17 @@ def _forward(program: Program, params: Any, micro: Batch, key: jax.Array) -> tup
     finite_nbl = program.layout.shard(jnp.all(finite_nbld, axis=-1), None, "batch", None)
     finite_nbl = jax.vmap(partial(context.restore, **order))(finite_nbl)
 
-    def total(weights_bl: jax.Array) -> jax.Array:
+    def sums(weights_bl: jax.Array) -> list[jax.Array]:
         weighed = dealt.replace(weights=context.deal(weights_bl, **order))
-        sums = objective.sums(scorer(model, params), hidden_bld, weighed)
-        return sum(sums[name] for name in {"loss", *objective.coefficients})
+        found = objective.sums(scorer(model, params), hidden_bld, weighed)
+        return [found["loss"], sum(found[name] for name in objective.coefficients)]
 
-    # The sum is linear in the weights: its derivative by one of them is that token's own loss, and one
-    # that is not a number does not reach the others.
-    losses_bl = jnp.where(micro.weights != 0.0, micro.weights * jax.grad(total)(micro.weights), 0.0)
-    return largest_n, jnp.concatenate([finite_nbl, jnp.isfinite(losses_bl)[None]]), losses_bl
+    # Sums are linear in the weights: their derivatives by one of them are that token's own, and one that is
+    # not a number does not reach the others.
+    own_2bl = jnp.stack([jax.grad(lambda w, i=i: sums(w)[i])(micro.weights) for i in range(2)])
+    losses_bl, differentiated_bl = jnp.where(micro.weights != 0.0, micro.weights * own_2bl, 0.0)
+    finite_bl = jnp.isfinite(losses_bl) & jnp.isfinite(differentiated_bl)
+    return largest_n, jnp.concatenate([finite_nbl, finite_bl[None]]), losses_bl
 
 
 def _backward(program: Program, state: State, batch: Batch) -> tuple[norms.Squares, Any]:

@@ -20,11 +20,11 @@ from llm_jax.errors import Stopped, UserError
 from llm_jax.models import pipeline
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
-from llm_jax.training import metrics, norms, out_of_memory, warm_start
+from llm_jax.training import metrics, norms, out_of_memory, sinks, warm_start
 from llm_jax.training.bad_steps import BadSteps
 from llm_jax.training.checkpoint import Checkpointer, Source
 from llm_jax.training.early_stopping import out_of_patience
-from llm_jax.training.experiment import Experiment, complete
+from llm_jax.training.experiment import Experiment, check_start, complete
 from llm_jax.training.policy import SavePolicy
 from llm_jax.training.profiling import Profiler
 from llm_jax.training.program import Program
@@ -66,6 +66,7 @@ def _run(
     stop: Stop,
     fit: Fit,
 ) -> dict[str, Any]:
+    sinks.check(experiment)
     stored = directory.stored()
     shard_set = directory.data_of(experiment)
     sets = experiment.evaluation.sets
@@ -79,11 +80,12 @@ def _run(
     checkpointer = make_checkpointer(directory, experiment, about)
     try:
         newest = checkpointer.newest(experiment.checkpoint.damaged == "skip", say)
+        check_start(experiment, newest or 0)
         source = find_source(experiment.init_from, directory, newest is not None)
         program = Program.build(experiment, shard_set)
         if experiment.accumulation == 0:
             program = fit(program, say)
-        with out_of_memory.explained(program.experiment):
+        with out_of_memory.explained(program):
             state, start = restore_or_begin(program, checkpointer, newest, source, say)
         begun = source.hash if source else directory.begun_from()
         if start and (moved := directory.moved(program.layout.mesh.shape)):
@@ -94,7 +96,7 @@ def _run(
         say(describe_config(program))
         say(describe(program, start))
         say(flags.describe(program.layout.platform))
-        with stop.deferred(), out_of_memory.explained(program.experiment):
+        with stop.deferred(), out_of_memory.explained(program):
             state = train(program, state, start, directory, checkpointer, stop)
     except BaseException as error:
         together = isinstance(error, Stopped) and error.together

@@ -18,7 +18,7 @@ from llm_jax.config import runtime
 
 @struct.dataclass
 class LossScale:
-    """scale: float32 scalar; good: int32 scalar, steps applied since it last changed."""
+    """scale: float32 scalar; good: int32 scalar, steps with finite gradients since it last changed."""
 
     scale: jax.Array
     good: jax.Array
@@ -26,8 +26,8 @@ class LossScale:
 
 @dataclass(frozen=True)
 class LossScaleConfig:
-    """Used with model.dtype="float16" alone. initial: the first scale; growth_interval: after so many
-    applied steps it is doubled. A step that is not applied halves it, to 1 at least."""
+    """Used with model.dtype="float16" alone. initial: the first scale; growth_interval: after so many steps
+    with finite gradients it is doubled. One whose gradients are not halves it, to 1 at least."""
 
     initial: float = runtime(2.0**15)
     growth_interval: int = runtime(2000)
@@ -35,10 +35,10 @@ class LossScaleConfig:
     def create(self) -> LossScale:
         return LossScale(jnp.float32(self.initial), jnp.zeros((), jnp.int32))
 
-    def after(self, old: LossScale, applied: jax.Array) -> LossScale:
-        """The scale of the next step. applied: bool scalar, whether this step's gradients were finite."""
+    def after(self, old: LossScale, finite: jax.Array) -> LossScale:
+        """The scale of the next step. finite: bool scalar, whether this step's gradients were."""
         good = old.good + 1
         grow = good == self.growth_interval
         scale = jnp.where(grow, 2.0 * old.scale, old.scale)
-        scale = jnp.where(applied, scale, jnp.maximum(0.5 * old.scale, 1.0))
-        return LossScale(scale, jnp.where(applied & ~grow, good, 0))
+        scale = jnp.where(finite, scale, jnp.maximum(0.5 * old.scale, 1.0))
+        return LossScale(scale, jnp.where(finite & ~grow, good, 0))

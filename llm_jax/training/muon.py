@@ -6,6 +6,7 @@ Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,6 @@ import optax
 from jax.sharding import PartitionSpec
 
 from llm_jax.errors import UserError
-from llm_jax.mesh import default_dtype
 from llm_jax.training import moments
 from llm_jax.training.matrices import matrix_axes
 from llm_jax.training.rules import parameter_name
@@ -64,17 +64,24 @@ def _orthogonal_update(name: str, momentum: jax.Array, match_adamw: bool) -> jax
 
 
 def orthogonalize(x_nio: jax.Array) -> jax.Array:
-    """About the nearest matrices with orthonormal rows or columns, [n, i, o] in bfloat16 (float32 on a CPU).
+    """About the nearest matrices with orthonormal rows or columns, [n, i, o] in float32, by products in
+    bfloat16 (on a CPU in float32).
 
     Five Newton-Schulz iterations of an odd quintic: with x = U S V^T it gives U p(S) V^T, where p takes
     (0, 1] close to 1. A zero matrix stays zero.
     """
-    a, b, c = COEFFICIENTS
     tall = x_nio.shape[1] > x_nio.shape[2]
     x = jnp.swapaxes(x_nio, 1, 2) if tall else x_nio  # the product x x^T is then the smaller one
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)  # no singular value above 1
-    x = x.astype(default_dtype())
+    # By what is compiled for, which need not be what this process runs on.
+    x = jax.lax.platform_dependent(x, cpu=_iterate, default=partial(_iterate, dtype=jnp.bfloat16))
+    return jnp.swapaxes(x, 1, 2) if tall else x
+
+
+def _iterate(x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """The iterations on wide matrices, [n, i, o], whose singular values are at most 1."""
+    (a, b, c), x = COEFFICIENTS, x.astype(dtype)
     for _ in range(ITERATIONS):
         gram = x @ jnp.swapaxes(x, 1, 2)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return jnp.swapaxes(x, 1, 2) if tall else x
+    return x.astype(jnp.float32)

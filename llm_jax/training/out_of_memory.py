@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import jax
 
 from llm_jax.errors import UserError
-from llm_jax.training.experiment import Experiment
+from llm_jax.training.program import Program
 
-FEWER = "--config.mesh.recipe=fsdp on more devices"
+CUT = "--config.mesh.recipe=fsdp on more devices"
 
 
 def said(message: str) -> str:
@@ -25,7 +25,7 @@ def said(message: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(e: Experiment) -> Iterator[None]:
+def explained(program: Program) -> Iterator[None]:
     """An error for want of memory becomes a UserError that says what to change. The state in memory is lost,
     the newest checkpoint is not."""
     try:
@@ -33,10 +33,12 @@ def explained(e: Experiment) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not (found := said(str(error))):
             raise
-        more = (n for n in range(e.accumulation + 1, e.global_batch_size + 1) if e.global_batch_size % n == 0)
+        e = program.experiment
+        most = e.global_batch_size // program.layout.ways("batch")  # a row on each device
+        more = (n for n in range(e.accumulation + 1, most + 1) if most % n == 0)
         cuts = [f"--config.accumulation={n}" for n in [next(more, 0)] if n]
         cuts += [] if e.model.remat else ["--config.model.remat=true"]
         raise UserError(
-            f"a device has too little memory ({found[:200]}): add {' or '.join([*cuts, FEWER])}; "
+            f"a device has too little memory ({found[:200]}): add {' or '.join([*cuts, CUT])}; "
             "the same command then goes on from the newest checkpoint"
         ) from error

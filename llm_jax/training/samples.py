@@ -46,9 +46,10 @@ class SampleFile:
 def sample_text(program: Program, params: Any) -> str:
     """What the model writes after ``samples.prompt``, or where it has blanks, as text; "" for no samples."""
     config = program.experiment.samples
-    if config.count == 0:
+    causal = program.experiment.model.causal
+    if config.count == 0 or not (causal or config.prompt):
         return ""
-    if program.experiment.model.causal:
+    if causal:
         return continuations(program, params, config, Sampling(config.temperature))
     return filled(program, params, config.prompt, best=3)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any, Protocol
 
 from llm_jax import config as configs
@@ -23,11 +23,21 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def open_sinks(experiment: Experiment, directory: RunDirectory, start: int) -> list[Sink]:
-    """The sinks that config.logging names. start: the step at which this attempt goes on.
+def check(experiment: Experiment) -> None:
+    """Raises UserError with the line that installs what config.logging names and is missing: before the run
+    begins, in which it is opened."""
+    config = experiment.logging
+    asked = {
+        "tensorboardX": config.tensorboard and "tensorboard",
+        "wandb": config.wandb_project and "wandb_project",
+    }
+    for module, key in asked.items():
+        if key and importlib.util.find_spec(module) is None:
+            raise UserError(f"config.logging.{key} needs {module}: pip install {module}")
 
-    Raises UserError with the line that installs what is missing.
-    """
+
+def open_sinks(experiment: Experiment, directory: RunDirectory, start: int) -> list[Sink]:
+    """The sinks that config.logging names. start: the step at which this attempt goes on."""
     config, sinks = experiment.logging, []
     if config.tensorboard:
         sinks.append(TensorBoard(directory, start))
@@ -40,7 +50,7 @@ class TensorBoard:
     """Event files in ``tensorboard/``; what an earlier attempt wrote after ``start`` is hidden."""
 
     def __init__(self, directory: RunDirectory, start: int) -> None:
-        module = _import("tensorboardX", "config.logging.tensorboard")
+        module = importlib.import_module("tensorboardX")
         self._writer = module.SummaryWriter(str(directory.tensorboard), purge_step=start + 1)
 
     def write(self, record: Record) -> None:
@@ -55,7 +65,7 @@ class WeightsAndBiases:
     """One W&B run for a run directory, over all attempts; steps done twice stand twice in its history."""
 
     def __init__(self, project: str, directory: RunDirectory, experiment: Experiment) -> None:
-        module = _import("wandb", "config.logging.wandb_project")
+        module = importlib.import_module("wandb")
         path, self._files = storage.resolved(directory.path), ExitStack()
         self._run = module.init(
             project=project,
@@ -89,10 +99,3 @@ def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]:
             yield from _flat(value, f"{path}/{key}")
         elif isinstance(value, float):
             yield f"{path}/{key}", value
-
-
-def _import(module: str, key: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{key} needs {module}: pip install {module}") from None

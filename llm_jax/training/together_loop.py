@@ -21,10 +21,10 @@ from llm_jax.data.batch import Batch
 from llm_jax.errors import Stopped, UserError
 from llm_jax.text import shards
 from llm_jax.text.prepare import prepare
-from llm_jax.training import loop, metrics, out_of_memory, together
+from llm_jax.training import loop, metrics, out_of_memory, sinks, together
 from llm_jax.training.bad_steps import BadSteps, GivenUp
 from llm_jax.training.checkpoint import Checkpointer
-from llm_jax.training.experiment import Experiment, complete
+from llm_jax.training.experiment import Experiment, check_start, complete
 from llm_jax.training.policy import SavePolicy
 from llm_jax.training.program import Program
 from llm_jax.training.progress import say
@@ -54,6 +54,8 @@ def run(
     Raises UserError where no run is left, and for experiments that cannot be one program.
     """
     together.check(experiments)
+    for experiment in experiments:
+        sinks.check(experiment)
     with ExitStack() as stack:
         directories = [RunDirectory.open(workdir) for workdir in workdirs]
         for directory in directories:
@@ -63,7 +65,7 @@ def run(
             members.append(Member.open(experiment, directory, len(workdirs), say))
             stack.callback(members[-1].checkpointer.close)
         runs = Runs(members, Together.of(member.program for member in members), say)
-        with out_of_memory.explained(runs.shared.experiment):
+        with out_of_memory.explained(runs.shared):
             runs.train(stop or Stop())
     if not runs.live():
         raise UserError(members[-1].given_up)
@@ -147,6 +149,7 @@ class Runs:
             return
         e = self.shared.experiment
         start = max(set.intersection(*(set(m.checkpointer.steps()) for m in self.live())), default=0)
+        check_start(e, start)
         states = self.group.stack(self.begin(start))
         self.say(loop.describe_config(self.shared))
         self.say(self.group.describe())

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import families
 import jax
 import pytest
 
@@ -154,12 +155,21 @@ def test_what_was_chosen_is_kept_on_resume(program):
 
 def test_too_little_memory_is_one_line(program):
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
-    with pytest.raises(UserError) as caught, out_of_memory.explained(program.experiment):
+    with pytest.raises(UserError) as caught, out_of_memory.explained(program):
         raise error
     message = str(caught.value)
     assert "\n" not in message
     assert "allocating 9 bytes" in message and "model.remat=true" in message
     assert "--config.accumulation=2 " in message  # the next that divides 16 rows, from 1
+
+
+def test_the_advice_leaves_every_device_a_row(program):
+    """16 rows on four devices are cut into 4 at most."""
+    four = dataclasses.replace(program, layout=families.layout_of(data=4))
+    for parts, advice in ((1, "accumulation=2 "), (2, "accumulation=4 "), (4, "model.remat=true")):
+        one = dataclasses.replace(four, experiment=dataclasses.replace(four.experiment, accumulation=parts))
+        with pytest.raises(UserError, match=f"add --config.{advice}"), out_of_memory.explained(one):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
 
 def test_an_evaluation_by_batches_needs_their_size():
@@ -172,6 +182,6 @@ def test_an_evaluation_by_batches_needs_their_size():
 def test_other_errors_stay_what_they_are(program):
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        out_of_memory.explained(program.experiment),
+        out_of_memory.explained(program),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")

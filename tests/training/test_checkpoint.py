@@ -87,6 +87,14 @@ def test_the_best_survives_restarts(tmp_path):
     assert checkpointer.restore(20, shapes(state_on(layout)))["b"][0] == 20
 
 
+def test_what_is_best_is_decided_by_process_0(tmp_path, monkeypatch):
+    """A listing may show another process fewer; a save that only some of them begin waits for ever."""
+    checkpointer = Checkpointer(tmp_path, keep=1, keep_best=1)
+    assert checkpointer.is_among_best(10, 2.0)
+    monkeypatch.setattr("llm_jax.hosts.gather", lambda name, value: [not value, value])
+    assert not checkpointer.is_among_best(10, 2.0)
+
+
 def test_a_manifest_that_cannot_be_read_is_not_the_best(tmp_path):
     checkpointer = saved(tmp_path, families.layout_of(), steps=(10,))
     checkpointer.save(20, state_on(families.layout_of()), 2.0)

@@ -34,6 +34,7 @@ SMALL = {
     "samples.prompt": "To ",
     "samples.tokens": 4,
 }
+MASKED = {"objective.name": "mlm", "model.causal": False, "samples.prompt": "T<mask>"}
 POLICIES = {
     "samples.every": 15,
     "checkpoint.every": 20,
@@ -111,6 +112,22 @@ def test_stopped_and_resumed(trained, whole):
     assert story(cut) == story(whole) and len(story(whole)) == 40 + 4
     assert (cut / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
     assert saved(cut) == saved(whole)
+
+
+def test_a_dispatch_begins_where_a_run_goes_on(trained, whole):
+    """With more steps a dispatch than before: not where none begins, and else with the same batches."""
+    with pytest.raises(Stopped, match="at step 15 of 40"):
+        trained("longer", After(3), **POLICIES)
+    half = {"steps_per_dispatch": 10, "samples.every": 0, "checkpoint.keep_every": 0}
+    with pytest.raises(UserError, match=r"is of step 15, where no dispatch of .*=10 begins; set it to 5"):
+        trained("longer", **POLICIES | half)
+    left = whole.parent / "longer"
+    assert max(saved(left)) == max(r["step"] for r in story(left)) == 15
+    with pytest.raises(Stopped, match="at step 20 of 40"):
+        trained("longer", After(1), **POLICIES)
+    longer = trained("longer", **POLICIES | half)
+    losses = [[r["loss"] for r in story(run) if r["kind"] == "train"] for run in (longer, whole)]
+    np.testing.assert_allclose(*losses, atol=1e-5)
 
 
 def test_in_a_bucket(trained, whole, bucket):
@@ -193,6 +210,22 @@ def test_norms_by_layer_are_in_the_story(whole):
         ({"samples.every": 7}, "samples.every=7 is not a multiple of steps_per_dispatch=5"),
         ({"checkpoint.keep_every": 7}, "checkpoint.keep_every=7 is not a multiple"),
         ({"checkpoint.keep_best": -1}, "keep_best must be at least 0"),
+        ({"samples.count": -1}, "samples.count must be at least 0"),
+        ({"samples.temperature": -1.0}, "samples.temperature must be at least 0"),
+        ({"samples.tokens": 0}, "samples.tokens must be at least 1"),
+        ({"samples.prompt": "To <mask>"}, "is a decoder and only writes on"),
+        ({"objective.name": "mlm", "model.causal": False}, "samples.prompt has no blank"),
+        ({"evaluation.batches": -1}, "evaluation.batches must be at least 0"),
+        ({"model.dropout": 1.0}, "model.dropout must be at least 0 and less than 1"),
+        ({"model.stochastic_depth": 2.0}, "model.stochastic_depth must be"),
+        ({"model.mlp_dim": -8}, "model.mlp_dim must be at least 0"),
+        ({"model.window": ()}, "one or more sizes"),
+        ({"model.window": (-1,)}, "one or more sizes"),
+        ({"model.positions": "sinusoidal", "model.model_dim": 15, "model.num_heads": 1}, "must be even"),
+        ({"optimizer.learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"optimizer.beta1": 1.5}, "beta1 must be at least 0 and less than 1"),
+        ({"objective.label_smoothing": -3.0}, "label_smoothing must be"),
+        (MASKED | {"objective.mask_share": 0.9, "objective.random_share": 0.9}, "1.8 together, more than 1"),
         ({"init_skip": "embedding"}, "say how to begin from config.init_from"),
         ({"init_vocabulary": "middle"}, "say how to begin"),
     ],

@@ -13,6 +13,7 @@ from llm_jax.planning import layout
 from llm_jax.text import shards
 from llm_jax.training import experiment, loop, metrics
 from llm_jax.training.program import Program
+from llm_jax.training.samples import sample_text
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +152,12 @@ def test_an_encoder_has_no_bits_per_byte(root):
     results = program.evaluate_all(program.init().params)
     assert list(results) == ["validation", "validation.prose", "validation.code", "test.news"]
     assert not any("bits_per_byte" in result for result in results.values())
+
+
+def test_an_encoder_without_a_blank_to_fill_writes_nothing(root):
+    """The default config of one trains to its end."""
+    program = program_of(root, objective="mlm", **{"model.causal": False})
+    assert sample_text(program, None) == ""
 
 
 @pytest.mark.parametrize("changes", [{}, {"objective.name": "mlm", "model.causal": False}])

@@ -36,6 +36,8 @@ SMALL = {
     "model.model_dim": 16,
     "model.num_heads": 2,
     "model.dropout": 0.1,
+    "objective.z_loss": 0.01,  # what is added to the loss is not the loss of a row
+    "objective.label_smoothing": 0.1,
     "schedule.warmup_steps": 2,
     "evaluation.batches": 1,
     "samples.tokens": 1,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_jax.errors import UserError
-from llm_jax.training import experiment
+from llm_jax.training import experiment, loop
 from llm_jax.training.experiment import Experiment, LoggingConfig
 from llm_jax.training.rundir import RunDirectory
 from llm_jax.training.sinks import open_sinks, scalars
@@ -96,9 +96,11 @@ def test_nothing_is_imported_unasked(library, tmp_path):
     ("key", "value", "module"), [("tensorboard", True, "tensorboardX"), ("wandb_project", "llm", "wandb")]
 )
 def test_missing_library(key, value, module, tmp_path, monkeypatch):
+    """Said before the run begins: nothing of it is there."""
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(UserError, match=rf"config.logging.{key} needs {module}: pip install {module}"):
-        open_sinks(with_logging(**{key: value}), RunDirectory(tmp_path), start=0)
+        loop.run(with_logging(**{key: value}), tmp_path)
+    assert not RunDirectory(tmp_path).config.exists() and not RunDirectory(tmp_path).metrics.exists()
 
 
 def test_they_are_runtime_fields():
