@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from llm_jax.config import identity, runtime
+from llm_jax.errors import UserError
 from llm_jax.layout import Layout, all_but_gathered
 from llm_jax.models import head_product, layers, moe, pipeline
 from llm_jax.models.attend import Mask
@@ -219,8 +220,10 @@ class Transformer(nn.Module):
         key: for dropout; None in evaluation. cache: [layers, batch, total, kv_heads, head_dim] pair;
         this call's tokens stand at ``cache_index`` of its rows (one segment a row). capture: "hidden"
         gives every block's output [layers, batch, length, d] in ``aux.layers``, "attention" its weights
-        [layers, batch, heads, length, keys], whatever the kernel.
+        [layers, batch, heads, length, keys], whatever the kernel. Raises UserError for another name.
         """
+        if unknown := {*capture} - {*CAPTURES}:
+            raise UserError(f"capture: {', '.join(unknown)} is none of {', '.join(CAPTURES)}")
         c = self.config
         drawing = c.dropout or c.stochastic_depth
         key, embedding_key = jax.random.split(key) if key is not None and drawing else (None, None)

@@ -29,6 +29,7 @@ from llm_jax.text.words import Vocabulary
 from llm_jax.training import evaluate, optimizers, step
 from llm_jax.training.checkpoint import Checkpointer
 from llm_jax.training.experiment import Experiment, check_mesh, complete
+from llm_jax.training.progress import say
 from llm_jax.training.rundir import RunDirectory
 from llm_jax.training.state import State
 
@@ -73,7 +74,8 @@ class Program:
 
     @classmethod
     def restore(cls, workdir: str | Path) -> tuple[Program, State]:
-        """A run's program on this machine's devices, with its newest checkpoint.
+        """A run's program with its newest checkpoint, to be read: on this machine's devices, along which it is
+        cut otherwise where the run's mesh does not fit.
 
         Raises UserError when the directory holds no run or no checkpoint.
         """
@@ -85,7 +87,12 @@ class Program:
             raise UserError(f"--workdir={workdir} holds no run with a checkpoint; train one first")
         directory = run.data_of(experiment)
         run.check_data(shards.content_id(shards.read_header(directory)))
-        program = cls.build(experiment, directory)
+        try:
+            program = cls.build(experiment, directory)
+        except UserError as error:
+            devices = _that_fit(experiment)
+            program = cls.build(_cut(experiment, len(devices)), directory, devices)
+            say(f"{error}; read with mesh.fsdp={len(devices)}")
         return program, program.read(checkpointer, newest)
 
     @cached_property
@@ -268,3 +275,13 @@ class Program:
 
     def _weigh(self, parts: dict[str, dict[str, float]]) -> dict[str, float]:
         return evaluate.weigh(parts, self.splits.validation, {s: self._bytes_per_target(s) for s in parts})
+
+
+def _that_fit(e: Experiment) -> list[jax.Device]:
+    """The most devices along which parameters and rows of any run can be cut."""
+    devices, least = jax.devices(), math.gcd(e.model.model_dim, e.micro_batch, e.evaluation_rows)
+    return devices[: max(n for n in range(1, len(devices) + 1) if least % n == 0)]
+
+
+def _cut(e: Experiment, devices: int) -> Experiment:
+    return dataclasses.replace(e, mesh=mesh.MeshConfig(fsdp=devices, cpu_devices=e.mesh.cpu_devices))

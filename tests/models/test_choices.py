@@ -240,6 +240,8 @@ def test_capture_is_free_when_not_asked_for():
         return traced.as_text().count("\n")
 
     assert operations() == operations(capture=()) < operations(capture=("attention",))
+    with pytest.raises(UserError, match="capture: hiden is none of hidden, attention"):
+        operations(capture=("hiden",))
 
 
 def test_windows_count_for_less():

@@ -211,6 +211,17 @@ def test_more_steps_than_the_epochs_allow_are_refused(root, program):
         program_of(root, steps=steps)
 
 
+def test_a_run_is_read_on_devices_that_its_mesh_does_not_fit(root, tmp_path, monkeypatch, capsys):
+    config = experiment.override(config_of(root), {"mesh.data": 8, "steps": 2})
+    last = loop.run(experiment.resolve(config), tmp_path / "run", say=lambda _: None)
+    three = jax.devices()[:3]
+    monkeypatch.setattr(jax, "devices", lambda *_: three)
+    program, state = Program.restore(tmp_path / "run")
+    assert program.layout.mesh.shape["fsdp"] == program.layout.mesh.size == 2
+    assert "(data=8) does not fit 3 devices" in capsys.readouterr().err
+    assert program.evaluate_all(state.params)["validation"]["loss"] == pytest.approx(last["loss"], abs=1e-5)
+
+
 def test_a_run_writes_every_set_and_goes_on_with_another(root, tmp_path):
     """A set named later joins a run that has begun, which stays the same run, and needs its text no more."""
     root = shutil.copytree(root, tmp_path / "texts", ignore=shutil.ignore_patterns("data"))
