@@ -74,8 +74,8 @@ class Program:
 
     @classmethod
     def restore(cls, workdir: str | Path) -> tuple[Program, State]:
-        """A run's program with its newest checkpoint, to be read: on this machine's devices, along which it is
-        cut otherwise where the run's mesh does not fit.
+        """A run's program with its newest checkpoint, to be read: on this machine's devices, along which it
+        is cut otherwise where the run's mesh does not fit.
 
         Raises UserError when the directory holds no run or no checkpoint.
         """

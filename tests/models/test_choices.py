@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from families import DECODER, LENGTH
 
+from llm_jax.errors import UserError
 from llm_jax.models import flops, mlp
 from llm_jax.models.attention import Kept
 from llm_jax.models.transformer import Transformer
