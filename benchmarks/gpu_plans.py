@@ -18,7 +18,12 @@ from benchmarks.tpu_plans import compiled, row
 WHOLE = {"data.rows": "contiguous", "model.scan_layers": False, "accumulation": 1}
 CASES = {
     "124m_h200": ("h200:1", 1, "gpt2_124m", WHOLE | {"global_batch_size": 64}),
-    "124m_packed_h200": ("h200:1", 1, "gpt2_124m", {"global_batch_size": 32, "accumulation": 1}),
+    "124m_packed_h200": (
+        "h200:1",
+        1,
+        "gpt2_124m",
+        WHOLE | {"data.rows": "packed", "model.scan_layers": True, "global_batch_size": 32},
+    ),
     "bert_base_h200": ("h200:1", 1, "bert_base", WHOLE | {"global_batch_size": 128}),
     "1b_h200": ("h200:1", 1, "llama_1b", WHOLE | {"global_batch_size": 8, "mesh.fsdp": 1}),
     "8b_h100": ("h100:8", 1, "llama_8b", {"global_batch_size": 8, "mesh.fsdp": 8, "accumulation": 1}),
