@@ -22,12 +22,12 @@ from llm_jax.errors import UserError
 from llm_jax.layout import TABLE
 from llm_jax.mesh import MeshConfig
 from llm_jax.models import flops, moe
+from llm_jax.models.activations import ACTIVATIONS
 from llm_jax.models.attention import KERNELS
 from llm_jax.models.blocks import BLOCKS
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import NORMS
-from llm_jax.models.mlp import ACTIVATIONS
 from llm_jax.models.positions import POSITIONS
-from llm_jax.models.transformer import ModelConfig
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM, UNITS
 from llm_jax.text import sources

@@ -12,9 +12,10 @@ from families import layout_of
 
 from llm_jax.layout import all_but_gathered, turned
 from llm_jax.models import attend, attention, blockwise, layers, positions
+from llm_jax.models.activations import ACTIVATIONS
 from llm_jax.models.attend import Mask, Scoring
-from llm_jax.models.mlp import ACTIVATIONS, MLP
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.mlp import MLP
 
 DRAW = np.random.default_rng(0)
 
