@@ -39,7 +39,7 @@ class Block(nn.Module):
 
     def branch(self, x_bld: jax.Array, layer: Layer, number: int) -> jax.Array:
         """What a residual branch adds: by the config's scale, with dropout and stochastic depth."""
-        x_bld = self.layout.stored(x_bld)  # the product would add it to a copy of the stream
+        x_bld = self.layout.in_memory(x_bld)  # the product would add it to a copy of the stream
         if self.config.residual_scale != 1.0:
             x_bld = self.config.residual_scale * x_bld
         if layer.key is None:

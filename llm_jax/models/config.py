@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llm_jax.config import identity, runtime
 from llm_jax.models.activations import ACTIVATIONS
 
+NEVER = -1e30  # the score of a token that cannot be
 VOCAB_MULTIPLE = 128  # the lane width of a TPU; also lets the head be cut by any usual tensor axis
 
 

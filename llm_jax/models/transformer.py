@@ -17,7 +17,7 @@ from llm_jax.models import head_product, layers, moe, pipeline
 from llm_jax.models.attend import Mask
 from llm_jax.models.attention import Call, Kept, KVCache, Layer
 from llm_jax.models.blocks import BLOCKS, Block
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import NEVER, ModelConfig
 from llm_jax.models.positions import POSITIONS
 
 CAPTURES = ("hidden", "attention")
@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         if c.logit_softcap:
             scores = c.logit_softcap * jnp.tanh(scores / c.logit_softcap)
         real = jnp.arange(c.padded_vocab) < c.vocab_size
-        return jnp.where(real, scores, -1e30) if c.padded_vocab > c.vocab_size else scores
+        return jnp.where(real, scores, NEVER) if c.padded_vocab > c.vocab_size else scores
 
     def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """int32 [batch, length] to [batch, length, d]: token embeddings, with what the positions add, normed

@@ -31,7 +31,7 @@ from llm_jax.models.positions import POSITIONS
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM, UNITS
 from llm_jax.text import sources
-from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
+from llm_jax.text.sources import CUTS, DataConfig, SetConfig
 from llm_jax.text.tokenizers import MASK_TEXT, TOKENIZERS, SentencePieceConfig
 from llm_jax.training import optimizers
 from llm_jax.training.guard import GuardConfig
@@ -175,8 +175,7 @@ class Experiment:
     def scored(self) -> float:
         """The share of a row's places that the head scores in training: of an encoder those with targets."""
         length = self.data.sequence_length
-        masked = isinstance(self.objective, MLM)
-        return self.objective.targets_of_row(length) / length if masked else 1.0
+        return self.objective.targets_of_row(length) / length
 
     def flops_per_token(self, causal: bool = False) -> float:
         """Training FLOPs of a place of a row, ``flops.training_flops_per_token``."""
@@ -265,7 +264,7 @@ def check_values(e: Experiment) -> None:
         raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
     names = {
         "objective.unit": UNITS,
-        "data.validation": VALIDATION,
+        "data.validation": CUTS,
         "data.rows": PACKINGS,
         "model.positions": POSITIONS,
         "model.norm": NORMS,
