@@ -44,7 +44,17 @@ INIT_VOCABULARY = ("error", "mean", "fresh")
 # Fields of any section. A share that is left out, or of what was that is kept: less than 1.
 LEFT_OR_KEPT = ("dropout", "stochastic_depth", "label_smoothing", "beta1", "beta2", "momentum", "ema_decay")
 NOT_NEGATIVE = (
-    *("every", "every_minutes", "keep_best", "keep_every", "batches", "batch_size", "count", "temperature"),
+    *(
+        "every",
+        "every_minutes",
+        "keep_best",
+        "keep_every",
+        "batches",
+        "batch_size",
+        "count",
+        "tokens",
+        "temperature",
+    ),
     *(
         "num_kv_heads",
         "head_dim",
@@ -206,6 +216,7 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], find_text: bo
     experiment = configs.from_dict(Experiment, config)
     check_values(experiment)
     check_model(experiment)
+    check_samples(experiment.samples, experiment.model.causal)
     check_cadences(experiment)
     sources.check(experiment.data, experiment.evaluation.sets)
     if find_text:
@@ -237,7 +248,6 @@ def check_values(e: Experiment) -> None:
         "data": ("sequence_length",),
         "model": ("num_layers", "model_dim", "num_heads"),
         "checkpoint": ("keep",),
-        "samples": ("tokens",),
     }
     keys = [*positive, *(f"{s}.{key}" for s, keys in sections.items() for key in keys)]
     values = dict(configs.leaves(e))
@@ -259,7 +269,6 @@ def check_values(e: Experiment) -> None:
         )
     e.guard.check()
     optimizers.check(e.optimizer)
-    check_samples(e.samples, e.model.causal)
     if not e.init_from and (e.init_skip or e.init_vocabulary != "error"):
         raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
     names = {
