@@ -31,7 +31,8 @@ from llm_jax import flags, hosts
 from llm_jax.data.batch import Batch
 from llm_jax.hosts.find import Cluster
 from llm_jax.mesh import AXES, MeshConfig, make_layout
-from llm_jax.models.transformer import ModelConfig, Transformer, init_params
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.transformer import Transformer, init_params
 from llm_jax.planning import collectives, compiled, plan
 from llm_jax.planning.machine import Machine
 from llm_jax.training import experiment, step

@@ -27,7 +27,7 @@ from benchmarks.peers import torch_transformer as peer
 from llm_jax import cli, mesh
 from llm_jax.data.batch import Batch, Rows
 from llm_jax.models import transformer
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM
 from llm_jax.text.tokenizers import FIRST_TEXT_ID

@@ -137,7 +137,7 @@ class Layout:
         gathered = set(mesh_axes(jax.typeof(x).sharding.spec)) - {axis for cut in cuts for axis in cut}
         return jax.sharding.reshard(x, _spec(cuts, reduced=gathered))
 
-    def stored(self, tree: Any) -> Any:
+    def in_memory(self, tree: Any) -> Any:
         """``tree``, which on a GPU is in memory from here on: for what XLA would otherwise join with, or make
         again in, what reads it, into slower kernels."""
         return jax.lax.optimization_barrier(tree) if self.platform == "gpu" else tree

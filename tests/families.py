@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 
 from llm_jax.data.batch import Batch
 from llm_jax.mesh import MeshConfig, make_layout
-from llm_jax.models.transformer import ModelConfig, Transformer, init_params
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.transformer import Transformer, init_params
 
 VOCAB = 61
 LENGTH = 16

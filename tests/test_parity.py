@@ -16,7 +16,8 @@ from flax import traverse_util
 
 from llm_jax import mesh
 from llm_jax.data.batch import Batch
-from llm_jax.models.transformer import ModelConfig, Transformer, init_params
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.transformer import Transformer, init_params
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM
 from llm_jax.training import optimizers, step

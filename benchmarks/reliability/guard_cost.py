@@ -28,7 +28,8 @@ import numpy as np
 from benchmarks import record
 from llm_jax.data.batch import Batch
 from llm_jax.mesh import MeshConfig, make_layout, start
-from llm_jax.models.transformer import ModelConfig, Transformer, init_params
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.transformer import Transformer, init_params
 from llm_jax.objectives.clm import CLM
 from llm_jax.training import optimizers, step
 from llm_jax.training.guard import GuardConfig, Verdict

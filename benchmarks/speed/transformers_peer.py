@@ -15,7 +15,7 @@ import transformers
 
 from benchmarks.speed import clock
 from benchmarks.speed.rows import ROWS
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
 from llm_jax.training import experiment
 
 

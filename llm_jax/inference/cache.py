@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from llm_jax.layout import Layout
 from llm_jax.models.attention import KVCache
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
 
 
 def empty_cache(config: ModelConfig, layout: Layout, batch: int, length: int) -> KVCache:

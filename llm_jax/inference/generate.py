@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.inference.cache import empty_cache
-from llm_jax.inference.sampling import NEVER, Sampling, sample
+from llm_jax.inference.sampling import Sampling, sample
+from llm_jax.models.config import NEVER
 from llm_jax.models.transformer import Transformer
 from llm_jax.text.tokenizers import EOS, FIRST_TEXT_ID, MASK, PAD
 

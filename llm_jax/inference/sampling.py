@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.errors import UserError
-
-NEVER = -1e30
+from llm_jax.models.config import NEVER
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from llm_jax.layout import Layout
 from llm_jax.models import attend, context, cudnn, flash, splash
 from llm_jax.models.attend import MAX_DENSE_SCORES, Mask, Scoring
 from llm_jax.models.blockwise import blockwise
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import Output, RMSNorm, dense, dense_together, vector_param
 from llm_jax.models.positions import POSITIONS
 
@@ -102,7 +103,7 @@ KERNELS = {
 FOR_TRAINING = ("splash", "flash", "cudnn")  # the queries of decoding are few, and start anywhere
 
 
-def choose_kernel(config: Any, layout: Layout, whole_rows: bool) -> str:
+def choose_kernel(config: ModelConfig, layout: Layout, whole_rows: bool) -> str:
     """The config's kernel, but "cudnn" for "auto" where it fits: on a GPU, for rows of one segment each
     (whole_rows), which is known of the data and not when a step is traced. config: a ModelConfig."""
     c = config
@@ -115,7 +116,7 @@ def choose_kernel(config: Any, layout: Layout, whole_rows: bool) -> str:
     return c.kernel if cudnn.unfit(q, mask, _scoring(c), layout.platform) else "cudnn"
 
 
-def _scoring(config: Any) -> Scoring:
+def _scoring(config: ModelConfig) -> Scoring:
     slopes = POSITIONS[config.positions].slopes
     return Scoring(
         None if slopes is None else jnp.asarray(slopes(config.num_heads)), config.attention_softcap
@@ -125,7 +126,7 @@ def _scoring(config: Any) -> Scoring:
 class Attention(nn.Module):
     """[batch, length, d] to the same; heads, grouping, norms and kernel by the config."""
 
-    config: object  # transformer.ModelConfig
+    config: ModelConfig
     layout: Layout
     dtype: str
 

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from llm_jax.layout import Layout
 from llm_jax.models.attention import Attention, Call, Kept, Layer
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import NORMS, drop_path, dropout
 from llm_jax.models.mlp import MLP
 from llm_jax.models.moe import MoE
@@ -16,7 +17,7 @@ class Block(nn.Module):
     """The parts of a block, by the config. A subclass says how they are joined, in ``__call__``:
     (x [batch, length, d], call, layer) -> (the same, what is kept)."""
 
-    config: object  # transformer.ModelConfig
+    config: ModelConfig
     layout: Layout
     dtype: str
 
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
     def branch(self, x_bld: jax.Array, layer: Layer, number: int) -> jax.Array:
         """What a residual branch adds: by the config's scale, with dropout and stochastic depth."""
-        x_bld = self.layout.stored(x_bld)  # the product would add it to a copy of the stream
+        x_bld = self.layout.in_memory(x_bld)  # the product would add it to a copy of the stream
         if self.config.residual_scale != 1.0:
             x_bld = self.config.residual_scale * x_bld
         if layer.key is None:

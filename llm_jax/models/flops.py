@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from llm_jax.errors import UserError
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
 
 
 def matmul_parameters(c: ModelConfig) -> int:

@@ -188,11 +188,11 @@ class LayerNorm(nn.Module):
         if x.dtype == jnp.bfloat16:
             mean, square = average(x32), average(x32 * x32)
             variance = jnp.maximum(square - mean * mean, 0.0)
-            x32 = x32 - self.layout.stored(mean)
+            x32 = x32 - self.layout.in_memory(mean)
         else:
             x32 = x32 - average(x32)
             variance = average(x32 * x32)
-        return _gain(self, x32 * self.layout.stored(jax.lax.rsqrt(variance + self.epsilon)))
+        return _gain(self, x32 * self.layout.in_memory(jax.lax.rsqrt(variance + self.epsilon)))
 
 
 def _gain(norm: nn.Module, x: jax.Array) -> jax.Array:

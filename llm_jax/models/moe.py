@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +19,17 @@ from flax import linen as nn
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout
 from llm_jax.models import experts
+from llm_jax.models.activations import ACTIVATIONS
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.experts import Choices, Weights
 from llm_jax.models.layers import param
-from llm_jax.models.mlp import ACTIVATIONS, MLP
+from llm_jax.models.mlp import MLP
 
 
 class MoE(nn.Module):
     """[batch, length, d] to the same, and {name of ``names``: float32 mean over the real tokens}."""
 
-    config: Any  # transformer.ModelConfig
+    config: ModelConfig
     layout: Layout
     dtype: str
 
@@ -107,7 +108,7 @@ def route(logits_ble: jax.Array, real_bl: jax.Array, per_token: int) -> tuple[Ch
     return Choices(ids_blk, weights_blk), values
 
 
-def names(c: Any) -> tuple[str, ...]:
+def names(c: ModelConfig) -> tuple[str, ...]:
     """What a model with experts reports: ``route``'s, and "dropped", the share of the choices that found no
     room. Means over layers."""
     if not c.num_experts:
@@ -115,13 +116,13 @@ def names(c: Any) -> tuple[str, ...]:
     return ("balance_loss", "router_z_loss", "load_entropy", *(("dropped",) if c.capacity_factor else ()))
 
 
-def coefficients(c: Any) -> dict[str, float]:
+def coefficients(c: ModelConfig) -> dict[str, float]:
     """Of those that are trained on. A config's are for each layer's own loss, as in the papers."""
     trained = {"balance_loss": c.balance_loss, "router_z_loss": c.router_z_loss} if c.num_experts else {}
     return {name: x * c.num_layers for name, x in trained.items() if x}
 
 
-def check(c: Any, length: int) -> None:
+def check(c: ModelConfig, length: int) -> None:
     """Raises UserError for experts that cannot be, with rows of ``length`` tokens."""
     for key in ("num_experts", "shared_experts", "capacity_factor", "routing_group"):
         value = getattr(c, key)
@@ -142,7 +143,7 @@ def check(c: Any, length: int) -> None:
         )
 
 
-def check_mesh(c: Any, length: int, sizes: Mapping[str, int]) -> None:
+def check_mesh(c: ModelConfig, length: int, sizes: Mapping[str, int]) -> None:
     """Raises UserError where the mesh cuts a group, or tokens on their way. sizes: {mesh axis: size}."""
     context, tensor = sizes["context"], sizes["tensor"]
     piece = length // (2 * context if c.causal else context)  # a decoder's length is dealt out in these
@@ -158,6 +159,6 @@ def check_mesh(c: Any, length: int, sizes: Mapping[str, int]) -> None:
         )
 
 
-def loss_weights(c: Any, segments: jax.Array) -> dict[str, jax.Array]:
+def loss_weights(c: ModelConfig, segments: jax.Array) -> dict[str, jax.Array]:
     """{name: the number of real tokens}, of any number of batches."""
     return dict.fromkeys(names(c), jnp.sum(segments > 0, dtype=jnp.float32))

@@ -12,11 +12,12 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from llm_jax import hardware
 from llm_jax.config import identity
 from llm_jax.data.batch import Batch
+from llm_jax.models.config import NEVER
 
 # The most logits that a device holds at once: 256 MB in float32. Below it nothing is chunked.
 MAX_LOGITS = 1 << 26
 SHARE = 1 / 4  # of a GPU's memory that they may take instead: made once, not twice, 17% of GPT-2's step (log)
-PADDING = -1e29  # logits below it are of entries that pad the vocabulary
+PADDING = 0.1 * NEVER  # logits below it are of entries that pad the vocabulary
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 Sums = dict[str, jax.Array]
@@ -42,6 +43,10 @@ class PredictsTokens:
     def coefficients(self) -> dict[str, float]:
         trained = {"smoothed_loss": 1.0} if self.label_smoothing else {"loss": 1.0}
         return trained | ({"z_loss": self.z_loss} if self.z_loss else {})
+
+    def targets_of_row(self, length: int) -> int:
+        """The most targets that a row of ``length`` tokens can have."""
+        return length
 
     def names(self, evaluating: bool = False) -> tuple[str, ...]:
         """What is summed: "loss" (nats), "accuracy" (right first guesses), what else is trained on, and in

@@ -50,7 +50,6 @@ class MLM(PredictsTokens):
         return Batch(inputs, tokens, weights, rows.positions[:, :-1], segments, predict)
 
     def targets_of_row(self, length: int) -> int:
-        """The most targets that a row of ``length`` tokens can have."""
         return max(1, round(self.mask_rate * length))
 
     def _choose(

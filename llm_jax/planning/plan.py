@@ -98,6 +98,7 @@ class Plan:
             "memory_per_device_bytes": self.memory,
             "memory_capacity_bytes": self.capacity,
             "compiled_memory_bytes": self.compiled.get("memory"),
+            "compiled_kernels": self.compiled.get("kernels"),
             "compile_seconds": self.compiled.get("seconds"),
             "out_of_memory": self.compiled.get("out_of_memory"),
             "collectives": self.collectives(),

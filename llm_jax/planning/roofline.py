@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_jax.layout import Layout
 from llm_jax.models import pipeline
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
 from llm_jax.planning.collectives import Collective
 from llm_jax.planning.layout import Array, Tokens, activations, layer_runs
 from llm_jax.planning.machine import Machine

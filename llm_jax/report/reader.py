@@ -9,8 +9,9 @@ from typing import Any
 
 from llm_jax import storage
 from llm_jax.errors import UserError
+from llm_jax.text.shards import VALIDATION
 from llm_jax.training import metrics
-from llm_jax.training.metrics import VALIDATION, Record
+from llm_jax.training.metrics import Record
 from llm_jax.training.rundir import RunDirectory
 
 GAP_STEPS = 20  # enough to smooth a batch's chance, few enough to be of the same model

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from llm_jax.errors import UserError
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.flops import training_flops_per_token
-from llm_jax.models.transformer import ModelConfig
 from llm_jax.scaling.laws import isoflop
 from llm_jax.scaling.points import Overrides
 from llm_jax.scaling.recipes import Recipe

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.flops import matmul_parameters
-from llm_jax.models.transformer import ModelConfig
 from llm_jax.scaling.laws import tuning
 from llm_jax.training.experiment import Experiment
 from llm_jax.training.transfer import transfer

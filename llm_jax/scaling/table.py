@@ -46,8 +46,8 @@ from typing import Any
 from llm_jax import config as configs
 from llm_jax import storage
 from llm_jax.errors import UserError
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.flops import matmul_parameters
-from llm_jax.models.transformer import ModelConfig
 from llm_jax.scaling.sweep import FAILED, FINISHED, SETTLED, Point, Sweep
 from llm_jax.text import shards
 from llm_jax.training import metrics

@@ -11,7 +11,7 @@ from llm_jax.config import identity, runtime
 from llm_jax.errors import UserError
 from llm_jax.text import corpora, shards
 
-VALIDATION = ("document", "position")
+CUTS = ("document", "position")
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # a part of file names
 
 

@@ -22,16 +22,16 @@ from llm_jax.errors import UserError
 from llm_jax.layout import TABLE
 from llm_jax.mesh import MeshConfig
 from llm_jax.models import flops, moe
+from llm_jax.models.activations import ACTIVATIONS
 from llm_jax.models.attention import KERNELS
 from llm_jax.models.blocks import BLOCKS
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.layers import NORMS
-from llm_jax.models.mlp import ACTIVATIONS
 from llm_jax.models.positions import POSITIONS
-from llm_jax.models.transformer import ModelConfig
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM, UNITS
 from llm_jax.text import sources
-from llm_jax.text.sources import VALIDATION, DataConfig, SetConfig
+from llm_jax.text.sources import CUTS, DataConfig, SetConfig
 from llm_jax.text.tokenizers import MASK_TEXT, TOKENIZERS, SentencePieceConfig
 from llm_jax.training import optimizers
 from llm_jax.training.guard import GuardConfig
@@ -44,7 +44,17 @@ INIT_VOCABULARY = ("error", "mean", "fresh")
 # Fields of any section. A share that is left out, or of what was that is kept: less than 1.
 LEFT_OR_KEPT = ("dropout", "stochastic_depth", "label_smoothing", "beta1", "beta2", "momentum", "ema_decay")
 NOT_NEGATIVE = (
-    *("every", "every_minutes", "keep_best", "keep_every", "batches", "batch_size", "count", "temperature"),
+    *(
+        "every",
+        "every_minutes",
+        "keep_best",
+        "keep_every",
+        "batches",
+        "batch_size",
+        "count",
+        "tokens",
+        "temperature",
+    ),
     *(
         "num_kv_heads",
         "head_dim",
@@ -175,8 +185,7 @@ class Experiment:
     def scored(self) -> float:
         """The share of a row's places that the head scores in training: of an encoder those with targets."""
         length = self.data.sequence_length
-        masked = isinstance(self.objective, MLM)
-        return self.objective.targets_of_row(length) / length if masked else 1.0
+        return self.objective.targets_of_row(length) / length
 
     def flops_per_token(self, causal: bool = False) -> float:
         """Training FLOPs of a place of a row, ``flops.training_flops_per_token``."""
@@ -207,6 +216,7 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], find_text: bo
     experiment = configs.from_dict(Experiment, config)
     check_values(experiment)
     check_model(experiment)
+    check_samples(experiment.samples, experiment.model.causal)
     check_cadences(experiment)
     sources.check(experiment.data, experiment.evaluation.sets)
     if find_text:
@@ -238,7 +248,6 @@ def check_values(e: Experiment) -> None:
         "data": ("sequence_length",),
         "model": ("num_layers", "model_dim", "num_heads"),
         "checkpoint": ("keep",),
-        "samples": ("tokens",),
     }
     keys = [*positive, *(f"{s}.{key}" for s, keys in sections.items() for key in keys)]
     values = dict(configs.leaves(e))
@@ -260,12 +269,11 @@ def check_values(e: Experiment) -> None:
         )
     e.guard.check()
     optimizers.check(e.optimizer)
-    check_samples(e.samples, e.model.causal)
     if not e.init_from and (e.init_skip or e.init_vocabulary != "error"):
         raise UserError("config.init_skip and init_vocabulary say how to begin from config.init_from; set it")
     names = {
         "objective.unit": UNITS,
-        "data.validation": VALIDATION,
+        "data.validation": CUTS,
         "data.rows": PACKINGS,
         "model.positions": POSITIONS,
         "model.norm": NORMS,

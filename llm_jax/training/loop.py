@@ -246,9 +246,9 @@ def evaluate(program: Program, state: State, log: StepLog, step: int) -> float:
         results = program.evaluate_all(state.judged)
         with jax.set_mesh(program.layout.mesh):
             squares = jax.jit(norms.squares)(state.params)
-    results[metrics.VALIDATION] |= {"param_norms": norms.by_layer(squares)}
+    results[shards.VALIDATION] |= {"param_norms": norms.by_layer(squares)}
     log.evaluation(step, results)
-    return results[metrics.VALIDATION]["loss"]
+    return results[shards.VALIDATION]["loss"]
 
 
 def is_due(step: int, every: int) -> bool:

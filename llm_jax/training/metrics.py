@@ -17,9 +17,9 @@ from typing import Any
 
 from llm_jax import storage
 from llm_jax.errors import UserError
+from llm_jax.text.shards import VALIDATION
 
 Record = dict[str, Any]
-VALIDATION = "validation"
 
 
 class MetricsWriter:

@@ -59,7 +59,8 @@ def make_step(
             grads, state.opt_state, state.params, applied=applied
         )
         params = choose(applied, optax.apply_updates(state.params, updates), state.params)
-        params, updates = model.layout.stored((params, updates))  # before their norms: 5 times as fast (log)
+        # Before their norms are made, which is 5 times as fast so (log).
+        params, updates = model.layout.in_memory((params, updates))
         ema = state.ema
         if ema is not None:
             mean = jax.tree.map(lambda mean, p: mean + (1.0 - ema_decay) * (p - mean), ema, params)

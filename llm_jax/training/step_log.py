@@ -14,9 +14,10 @@ from rich.console import Console
 import llm_jax
 from llm_jax import hardware, hosts
 from llm_jax.data.batch import Batch
+from llm_jax.text.shards import VALIDATION
 from llm_jax.training import norms
 from llm_jax.training.bad_steps import BadSteps
-from llm_jax.training.metrics import VALIDATION, MetricsWriter
+from llm_jax.training.metrics import MetricsWriter
 from llm_jax.training.profiling import memory
 from llm_jax.training.program import Program
 from llm_jax.training.progress import Pace, ProgressLine

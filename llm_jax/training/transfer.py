@@ -38,7 +38,7 @@ from typing import Any
 from llm_jax import config as configs
 from llm_jax.errors import UserError
 from llm_jax.models.blocks import BLOCKS
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
 from llm_jax.training.optimizers import GAINS_AND_BIASES
 from llm_jax.training.rules import Rule
 

@@ -11,7 +11,7 @@ import pytest
 from families import DECODER, LENGTH
 
 from llm_jax.errors import UserError
-from llm_jax.models import flops, mlp
+from llm_jax.models import activations, flops
 from llm_jax.models.attention import Kept
 from llm_jax.models.transformer import Transformer
 
@@ -290,7 +290,7 @@ def test_values_of_the_first_layer_reach_the_last():
 
 def test_gelu_keeps_its_tail_in_bfloat16():
     x = jnp.linspace(-5.0, 0.0, 64)
-    small = jax.vmap(jax.value_and_grad(mlp.gelu))(x.astype(jnp.bfloat16))
+    small = jax.vmap(jax.value_and_grad(activations.gelu))(x.astype(jnp.bfloat16))
     exact = jax.vmap(jax.value_and_grad(lambda x: jax.nn.gelu(x, approximate=False)))(
         x.astype(jnp.bfloat16).astype(jnp.float32)
     )

@@ -12,7 +12,8 @@ from families import DECODER, ENCODER, LENGTH
 
 from llm_jax.errors import UserError
 from llm_jax.models import attend, flops
-from llm_jax.models.transformer import ModelConfig, Transformer, init_params
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.transformer import Transformer, init_params
 from llm_jax.objectives.clm import CLM
 from llm_jax.objectives.mlm import MLM
 from llm_jax.training import step

@@ -12,9 +12,10 @@ from families import layout_of
 
 from llm_jax.layout import all_but_gathered, turned
 from llm_jax.models import attend, attention, blockwise, layers, positions
+from llm_jax.models.activations import ACTIVATIONS
 from llm_jax.models.attend import Mask, Scoring
-from llm_jax.models.mlp import ACTIVATIONS, MLP
-from llm_jax.models.transformer import ModelConfig
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.mlp import MLP
 
 DRAW = np.random.default_rng(0)
 
@@ -65,7 +66,7 @@ def test_norms_of_a_gpu_are_the_same(name, dtype):
         *(jax.grad(partial(loss, layout), (0, 1))(scale, x) for layout in (gpu, layout_of())), strict=True
     ):
         np.testing.assert_allclose(*(g.astype(jnp.float32) for g in (there, here)), rtol=1e-6)
-    barriers = [str(jax.make_jaxpr(layout.stored)(1.0)).count("barrier") for layout in (gpu, layout_of())]
+    barriers = [str(jax.make_jaxpr(layout.in_memory)(1.0)).count("barrier") for layout in (gpu, layout_of())]
     assert barriers == [1, 0]
 
 

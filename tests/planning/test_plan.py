@@ -253,6 +253,13 @@ def test_the_script_on_a_pod(capsys, tmp_path):
     assert sent["all-reduce", "data"] == pytest.approx((layers + tables) / 32 * 2 * 3 / 4)
 
 
+def test_kernels_of_others_are_counted():
+    attention = '%f = (bf16[8]) custom-call(%q), custom_call_target="__cudnn$fmhaSoftmax"'
+    product = '%c = bf16[8] custom-call(%f, %w), custom_call_target="__cublas$lt$matmul", metadata={}'
+    text = "\n".join([attention, "%a = f32[8] add(%b, %c)", product, attention])
+    assert compiled.kernels(text) == {"__cublas$lt$matmul": 1, "__cudnn$fmhaSoftmax": 2}
+
+
 @pytest.mark.slow
 def test_search_ranks_what_fits():
     """Whatever mesh the config has, also one whose other settings are of a pipeline alone."""

@@ -212,7 +212,7 @@ def test_norms_by_layer_are_in_the_story(whole):
         ({"checkpoint.keep_best": -1}, "keep_best must be at least 0"),
         ({"samples.count": -1}, "samples.count must be at least 0"),
         ({"samples.temperature": -1.0}, "samples.temperature must be at least 0"),
-        ({"samples.tokens": 0}, "samples.tokens must be at least 1"),
+        ({"samples.tokens": -1}, "samples.tokens must be at least 0"),
         ({"samples.prompt": "To <mask>"}, "is a decoder and only writes on"),
         ({"objective.name": "mlm", "model.causal": False}, "samples.prompt has no blank"),
         ({"evaluation.batches": -1}, "evaluation.batches must be at least 0"),

@@ -12,7 +12,8 @@ import pytest
 
 from llm_jax import config as configs
 from llm_jax.errors import UserError
-from llm_jax.models.transformer import ModelConfig, Transformer, init_params
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.transformer import Transformer, init_params
 from llm_jax.training import experiment, optimizers, rules
 from llm_jax.training.optimizers import AdamW, Rule
 from llm_jax.training.transfer import TRANSFERS, transfer
