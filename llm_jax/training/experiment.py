@@ -44,27 +44,10 @@ INIT_VOCABULARY = ("error", "mean", "fresh")
 # Fields of any section. A share that is left out, or of what was that is kept: less than 1.
 LEFT_OR_KEPT = ("dropout", "stochastic_depth", "label_smoothing", "beta1", "beta2", "momentum", "ema_decay")
 NOT_NEGATIVE = (
-    *(
-        "every",
-        "every_minutes",
-        "keep_best",
-        "keep_every",
-        "batches",
-        "batch_size",
-        "count",
-        "tokens",
-        "temperature",
-    ),
-    *(
-        "num_kv_heads",
-        "head_dim",
-        "mlp_dim",
-        "vocab_size",
-        "max_length",
-        "logit_softcap",
-        "attention_softcap",
-    ),
-    *("learning_rate", "weight_decay", "clip_norm", "z_loss"),
+    *("every", "every_minutes", "keep_best", "keep_every", "batches", "batch_size"),
+    *("count", "tokens", "temperature", "learning_rate", "weight_decay", "clip_norm", "z_loss"),
+    *("num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length"),
+    *("logit_softcap", "attention_softcap"),
 )
 
 
