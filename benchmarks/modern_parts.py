@@ -2,7 +2,7 @@
 
   python -m benchmarks.modern_parts
 
-The points of configs/sweep_modern.py, dispatches of 10 steps from memory, 7 rounds; medians. What a part is
+The points of configs/sweep_modern.py, dispatches of 10 steps from memory, 3 rounds; medians. What a part is
 worth in loss is in benchmarks/results/modern.json. Writes benchmarks/results/modern_parts.json.
 """
 
@@ -14,7 +14,7 @@ from benchmarks import record
 from benchmarks.modern import ROOT, named, step_ms
 from llm_jax import cli
 
-ROUNDS = 7
+ROUNDS = 3
 PRESET, BASELINE = "preset, 0.3", "baseline"
 
 
