@@ -103,17 +103,23 @@ def newton_schulz_flops(config: str, point: dict[str, Any]) -> tuple[float, floa
     return c.num_layers * matrices, tokens * flops.training_flops_per_token(c, e.data.sequence_length)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Of the two sweeps that are read."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sweep", required=True, type=Path, help="the directory of the second sweep")
-    parser.add_argument("--tuned", required=True, type=Path, help="the directory of the first")
-    args = parser.parse_args()
+    made.add_argument("--sweep", required=True, type=Path, help="the directory of the second sweep")
+    made.add_argument("--tuned", required=True, type=Path, help="the directory of the first")
+    return made
+
+
+def main() -> None:
+    asked = parser(__doc__)
+    args = asked.parse_args()
     config = str(ROOT / "configs" / "sweep_modern.py")
     rows = read(args.sweep)
     if len(rows) != len(cli.load_sweep(config)) or any(row["status"] != "finished" for row in rows):
-        parser.error(
+        asked.error(
             f"--sweep={args.sweep} is not finished: python scripts/sweep.py --config={config} goes on"
         )
     found = named(list(by_point(rows).values()))

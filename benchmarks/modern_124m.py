@@ -13,14 +13,12 @@ best of those tried.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.modern import by_point, read
+from benchmarks.modern import by_point, parser, read
 
 MOST_TIME = 0.65
 
@@ -48,15 +46,11 @@ def compare(tuned: list[dict[str, Any]], rows: list[dict[str, Any]]) -> tuple[di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sweep", required=True, type=Path, help="the directory of the second sweep")
-    parser.add_argument("--tuned", required=True, type=Path, help="the directory of the first")
-    args = parser.parse_args()
+    asked = parser(__doc__)
+    args = asked.parse_args()
     tuned, rows = read(args.tuned), read(args.sweep)
     if any(row["status"] != "finished" for row in tuned + rows):
-        parser.error("a sweep is not finished; the same scripts/sweep.py goes on")
+        asked.error("a sweep is not finished; the same scripts/sweep.py goes on")
     found, wrong = compare(tuned, rows)
     for name in ("baseline", "preset"):
         it = found[name]

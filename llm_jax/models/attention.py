@@ -105,7 +105,7 @@ FOR_TRAINING = ("splash", "flash", "cudnn")  # the queries of decoding are few, 
 
 def choose_kernel(config: ModelConfig, layout: Layout, whole_rows: bool) -> str:
     """The config's kernel, but "cudnn" for "auto" where it fits: on a GPU, for rows of one segment each
-    (whole_rows), which is known of the data and not when a step is traced. config: a ModelConfig."""
+    (whole_rows), which is known of the data and not when a step is traced."""
     c = config
     if c.kernel != "auto" or layout.platform != "gpu" or not whole_rows:
         return c.kernel

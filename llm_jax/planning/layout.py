@@ -20,7 +20,8 @@ from llm_jax.mesh import abstract_layout
 from llm_jax.models import pipeline
 from llm_jax.models.experts import Room
 from llm_jax.planning.machine import Machine
-from llm_jax.training.experiment import Experiment, check_mesh
+from llm_jax.training.experiment import Experiment
+from llm_jax.training.fitting import check_mesh
 from llm_jax.training.program import Program
 from llm_jax.training.rules import parameter_name
 

@@ -24,7 +24,8 @@ from llm_jax.training import metrics, norms, out_of_memory, sinks, warm_start
 from llm_jax.training.bad_steps import BadSteps
 from llm_jax.training.checkpoint import Checkpointer, Source
 from llm_jax.training.early_stopping import out_of_patience
-from llm_jax.training.experiment import Experiment, check_start, complete
+from llm_jax.training.experiment import Experiment, complete
+from llm_jax.training.fitting import check_start
 from llm_jax.training.policy import SavePolicy
 from llm_jax.training.profiling import Profiler
 from llm_jax.training.program import Program

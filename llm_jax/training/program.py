@@ -28,7 +28,8 @@ from llm_jax.text.sources import SetConfig
 from llm_jax.text.words import Vocabulary
 from llm_jax.training import evaluate, optimizers, step
 from llm_jax.training.checkpoint import Checkpointer
-from llm_jax.training.experiment import Experiment, check_mesh, complete
+from llm_jax.training.experiment import Experiment, complete
+from llm_jax.training.fitting import check_mesh
 from llm_jax.training.progress import say
 from llm_jax.training.rundir import RunDirectory
 from llm_jax.training.state import State

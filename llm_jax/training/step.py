@@ -40,10 +40,9 @@ def make_step(
 
     Losses are sums over the whole batch divided by weights summed over the whole batch, so that the
     number of micro-batches and of devices never changes the mean. A step that ``guard`` finds bad changes
-    nothing but the step count, the count of bad steps and the loss scale. Its ``update_norm`` is
-    of the update that was left out. ema_decay and scaling are for a
-    state that has an ``ema`` or a ``loss_scale``; the running mean becomes
-    decay * mean + (1 - decay) * params.
+    nothing but the step count, the count of bad steps and the loss scale; its ``update_norm`` is of the
+    update that was left out. ema_decay and scaling are for a state that has an ``ema`` or a ``loss_scale``;
+    the running mean becomes decay * mean + (1 - decay) * params.
     """
     gradients = make_gradients(model, objective, seed)
 

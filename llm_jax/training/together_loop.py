@@ -24,7 +24,8 @@ from llm_jax.text.prepare import prepare
 from llm_jax.training import loop, metrics, out_of_memory, sinks, together
 from llm_jax.training.bad_steps import BadSteps, GivenUp
 from llm_jax.training.checkpoint import Checkpointer
-from llm_jax.training.experiment import Experiment, check_start, complete
+from llm_jax.training.experiment import Experiment, complete
+from llm_jax.training.fitting import check_start
 from llm_jax.training.policy import SavePolicy
 from llm_jax.training.program import Program
 from llm_jax.training.progress import say

@@ -17,7 +17,7 @@ from llm_jax.mesh import MeshConfig
 from llm_jax.models import experts, flops, moe
 from llm_jax.models.moe import MoE
 from llm_jax.objectives.clm import CLM
-from llm_jax.training import experiment, optimizers, step
+from llm_jax.training import experiment, fitting, optimizers, step
 from llm_jax.training.schedules import WarmupCosine
 from llm_jax.training.state import State
 
@@ -331,9 +331,7 @@ def test_bad_meshes(changes, mesh, words):
     changes = {f"model.{key}": value for key, value in changes.items()} | {"data.sequence_length": 128}
     config = experiment.override(experiment.default_config(), changes)
     with pytest.raises(UserError, match=words):
-        experiment.check_mesh(
-            configs.from_dict(experiment.Experiment, config), MeshConfig(**mesh, data=1).sizes
-        )
+        fitting.check_mesh(configs.from_dict(experiment.Experiment, config), MeshConfig(**mesh, data=1).sizes)
 
 
 def test_dense_models_keep_their_fingerprints():

@@ -15,7 +15,7 @@ from llm_jax.inference.cache import empty_cache
 from llm_jax.mesh import AXES, MeshConfig, make_layout
 from llm_jax.models import pipeline
 from llm_jax.objectives.clm import CLM
-from llm_jax.training import experiment, step
+from llm_jax.training import experiment, fitting, step
 from llm_jax.training.evaluate import make_evaluation
 from llm_jax.training.state import State
 
@@ -144,4 +144,4 @@ def test_layers_that_cannot_be_dealt_out():
     config = experiment.override(experiment.default_config(), {"model.num_layers": 6, "mesh.stage_rounds": 2})
     sizes = dict.fromkeys(AXES, 1) | {"stage": 2}
     with pytest.raises(UserError, match="stage_rounds = 4, the runs"):
-        experiment.check_mesh(configs.from_dict(experiment.Experiment, config), sizes)
+        fitting.check_mesh(configs.from_dict(experiment.Experiment, config), sizes)
