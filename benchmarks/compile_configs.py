@@ -30,6 +30,7 @@ def compile_step(name: str) -> dict:
     """Parameters, seconds and bytes a device of one config's step."""
     config = cli.load_config(str(CONFIGS / f"{name}.py"))
     changes = {"data.text": ("python:docs",), "mesh.cpu_devices": DEVICES, "model.dtype": "bfloat16"}
+    changes["mesh.fsdp"] = min(config.mesh.fsdp, DEVICES)  # a pod's
     e = experiment.resolve(experiment.override(config, changes))
     e = experiment.complete(e, getattr(e.tokenizer, "vocab_size", 128))
     if e.micro_batch % DEVICES:  # the character configs have batches for a laptop
