@@ -113,6 +113,29 @@ class OneDocument(_Cut):
         return starts, np.minimum(ends[rows], starts + self.length + 1)
 
 
+@dataclass(frozen=True)
+class Filled:
+    """Rows that are one segment each, with the beginning of the text in place of padding: where every token is
+    real, an encoder's attention needs no mask (on a GPU 2% of BERT base's step; log). For training alone,
+    where it does not matter that some tokens come twice in an epoch."""
+
+    rows: Contiguous
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def draw(self, seed: int, draws: np.ndarray, purpose: str = "order") -> Rows:
+        tokens, segments, _ = self.rows.draw(seed, draws, purpose)
+        source = self.rows.source
+        for row in np.flatnonzero(segments[:, -1] == 0):
+            padding = segments[row] == 0
+            count = int(padding.sum())
+            tokens[row, padding] = np.resize(source.read(0, min(count, source.tokens)), count)
+        positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
+        return Rows(tokens, np.ones_like(segments), positions)
+
+
+WHOLE = "contiguous", "shifted"  # every row is one segment, and only a split's last one is padded
 PACKINGS = {"packed": Packed, "contiguous": Contiguous, "shifted": Shifted, "document": OneDocument}
 
 

@@ -8,21 +8,24 @@ from pathlib import Path
 
 from llm_jax.data import packing
 from llm_jax.data.mixture import Mixture
-from llm_jax.data.packing import Contiguous, OneDocument
+from llm_jax.data.packing import Contiguous, Filled, OneDocument
 from llm_jax.data.source import TokenSource
 from llm_jax.errors import UserError
 from llm_jax.text import shards
 from llm_jax.text.sources import DataConfig
 
 Cut = Contiguous | OneDocument
+Drawn = Cut | Filled | Mixture
 
 
 @dataclass(frozen=True)
 class Splits:
-    """directory: the shard set. A split is opened when it is first asked for, and stays open."""
+    """directory: the shard set. A split is opened when it is first asked for, and stays open. filled: whether
+    training rows are without padding (``packing.Filled``)."""
 
     directory: Path
     config: DataConfig
+    filled: bool = False
 
     @cached_property
     def _open(self) -> dict[str, Cut]:
@@ -36,10 +39,11 @@ class Splits:
         return self._open[split]
 
     @cached_property
-    def training(self) -> Cut | Mixture:
+    def training(self) -> Drawn:
         """What a run trains on."""
         sources = self.config.mixture
         rows = [self.rows(shards.split_name(shards.TRAIN, source.name)) for source in sources]
+        rows = [Filled(them) for them in rows] if self.filled else rows
         if not self.config.sources:
             return rows[0]
         names, weights = [source.name for source in sources], [source.weight for source in sources]

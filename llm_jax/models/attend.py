@@ -29,7 +29,8 @@ class Mask(NamedTuple):
     q_segments: int [batch, l], kv_segments: int [batch, m], 0 for padding. q_start: int, place of the first
     query among the keys (more than 0 when decoding), known to be a multiple of q_multiple. window: int
     scalar or None; a query sees the keys at a distance less than it, 0 = all. windows: what it may be, in
-    ascending order, for a kernel that must know when it is traced.
+    ascending order, for a kernel that must know when it is traced. unpadded: that every row is one segment
+    to its end, likewise.
     """
 
     q_segments: jax.Array
@@ -39,6 +40,7 @@ class Mask(NamedTuple):
     window: jax.Array | int | None = None
     q_multiple: int = 1
     windows: tuple[int, ...] = ()
+    unpadded: bool = False
 
     def dense(self) -> jax.Array:
         """bool [batch, l, m], True where a query may look."""

@@ -103,11 +103,11 @@ KERNELS = {
 FOR_TRAINING = ("splash", "flash", "cudnn")  # the queries of decoding are few, and start anywhere
 
 
-def choose_kernel(config: ModelConfig, layout: Layout, whole_rows: bool) -> str:
+def choose_kernel(config: ModelConfig, layout: Layout, one_segment: bool) -> str:
     """The config's kernel, but "cudnn" for "auto" where it fits: on a GPU, for rows of one segment each
-    (whole_rows), which is known of the data and not when a step is traced."""
+    (one_segment), which is known of the data and not when a step is traced."""
     c = config
-    if c.kernel != "auto" or layout.platform != "gpu" or not whole_rows:
+    if c.kernel != "auto" or layout.platform != "gpu" or not one_segment:
         return c.kernel
     if layout.axes("length") or layout.axes("layers"):
         return c.kernel

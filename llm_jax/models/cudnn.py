@@ -66,7 +66,7 @@ def _attend(q_blgrk: jax.Array, k_bmgk: jax.Array, v_bmgk: jax.Array, mask: Mask
     """On one device."""
     b, l, g, r, k = q_blgrk.shape
     tokens = [None, None]
-    if not mask.causal:  # a decoder's tokens see nothing of the padding behind them
+    if not (mask.causal or mask.unpadded):  # a decoder's tokens see nothing of the padding behind them
         tokens = [jnp.sum(x > 0, axis=1, dtype=jnp.int32) for x in (mask.q_segments, mask.kv_segments)]
 
     def within(window: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

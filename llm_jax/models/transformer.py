@@ -41,10 +41,12 @@ class Aux(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """tokens to hidden states; ``logits`` maps these to scores over the padded vocabulary."""
+    """tokens to hidden states; ``logits`` maps these to scores over the padded vocabulary. unpadded: that it
+    is given rows of one segment to their end, and none else."""
 
     config: ModelConfig
     layout: Layout
+    unpadded: bool = False
 
     @property
     def dtype(self) -> str:
@@ -115,7 +117,7 @@ class Transformer(nn.Module):
         key, embedding_key = jax.random.split(key) if key is not None and drawing else (None, None)
         x_bld = layers.dropout(self.embed(tokens, positions), c.dropout, embedding_key)
         if cache is None:
-            mask = Mask(segments, segments, c.causal)
+            mask = Mask(segments, segments, c.causal, unpadded=self.unpadded)
         else:
             mask = _decoding_mask(segments.shape, cache.k.shape[2], cache_index)
         call = Call(self.layout.shard(positions, "batch", "length"), mask, cache_index, capture)

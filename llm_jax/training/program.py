@@ -15,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import mesh, storage
-from llm_jax.data import loader
+from llm_jax.data import loader, packing
 from llm_jax.data.batch import Batch
 from llm_jax.data.splits import Splits
 from llm_jax.errors import UserError
@@ -98,9 +98,14 @@ class Program:
 
     @cached_property
     def model(self) -> transformer.Transformer:
-        config, whole_rows = self.experiment.model, self.experiment.data.rows != "packed"
-        kernel = attention.choose_kernel(config, self.layout, whole_rows)
+        config, one_segment = self.experiment.model, self.experiment.data.rows != "packed"
+        kernel = attention.choose_kernel(config, self.layout, one_segment)
         return transformer.Transformer(dataclasses.replace(config, kernel=kernel), self.layout)
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether training rows are one segment each with no padding, in an encoder: there it takes time."""
+        return not self.experiment.model.causal and self.experiment.data.rows in packing.WHOLE
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -182,7 +187,13 @@ class Program:
         """(state, batch [accumulation, rows, length]) -> (state, metrics), not compiled."""
         e = self.experiment
         return step.make_step(
-            self.model, e.objective, self.optimizer, e.seed, e.ema_decay, e.loss_scale, e.guard
+            self.model.clone(unpadded=self.unpadded),
+            e.objective,
+            self.optimizer,
+            e.seed,
+            e.ema_decay,
+            e.loss_scale,
+            e.guard,
         )
 
     @cached_property
@@ -214,7 +225,7 @@ class Program:
     @cached_property
     def splits(self) -> Splits:
         """Rows of any split of the shard set."""
-        return Splits(self.directory, self.experiment.data)
+        return Splits(self.directory, self.experiment.data, filled=self.unpadded)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

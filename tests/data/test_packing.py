@@ -137,3 +137,18 @@ def test_shifted_rows_are_cut_elsewhere_in_each_epoch():
     assert len(set(starts)) > 1
     one = shifted.draw(7, np.array([3 * count + 2])).tokens  # any draw on its own
     np.testing.assert_array_equal(one[0], shifted.draw(7, 3 * count + np.arange(count)).tokens[2])
+
+
+@pytest.mark.parametrize("kind", packing.WHOLE)
+@pytest.mark.parametrize("count", [3, 22, 23])
+def test_filled_rows_have_no_padding(kind, count):
+    """What was padding is the beginning of the text, again and again if that is short."""
+    rows = packing.pack(source_of([np.arange(5, 5 + count).tolist()]), kind, 4)
+    draws = np.arange(6 * len(rows))
+    before, after = rows.draw(7, draws), packing.Filled(rows).draw(7, draws)
+    real = before.segments > 0
+    np.testing.assert_array_equal(after.tokens[real], before.tokens[real])
+    for tokens, kept in zip(after.tokens, real, strict=True):
+        assert tokens[~kept].tolist() == [5 + i % count for i in range(int((~kept).sum()))]
+    assert (after.segments == 1).all() and not real.all()
+    assert (after.positions == np.arange(5)).all()

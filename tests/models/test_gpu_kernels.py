@@ -2,6 +2,7 @@
 flash's are compiled as far as Triton's own code without a GPU."""
 
 import dataclasses
+from functools import partial
 
 import families
 import jax
@@ -61,6 +62,22 @@ def test_cudnn_on_a_mesh():
     check(cudnn, families.layout_of(data=2, tensor=2), inputs(2, 2, 1, head=16), pattern=ENDS)
 
 
+@pytest.mark.slow
+def test_cudnn_of_unpadded_rows_reads_no_segments():
+    """Of an encoder's, as of rows that are one segment to their end."""
+    q, k, v, _ = inputs(2, 2, 2, head=16)
+    ends, ones = (jnp.asarray(np.tile(row, (2, 1))) for row in (ENDS, np.ones_like(ENDS)))
+
+    @partial(jax.jit, static_argnums=1)
+    def attended(segments, unpadded):
+        return cudnn(q, k, v, Mask(segments, segments, False, unpadded=unpadded), Scoring(), ONE)
+
+    with jax.set_mesh(ONE.mesh):
+        np.testing.assert_array_equal(attended(ends, True), attended(ones, True))
+        np.testing.assert_allclose(attended(ends, True), attended(ones, False), atol=2e-5)
+        assert np.abs(attended(ends, True) - attended(ends, False))[:, :220].max() > 0.1
+
+
 def test_cudnn_sees_no_documents():
     """What its docstring says: packed rows are not for it."""
     arrays = inputs(1, 1, 1, head=16)
@@ -104,7 +121,7 @@ def test_a_model_with_it(kernel):
 
 
 @pytest.mark.parametrize(
-    ("layout", "rows_whole", "changes", "kernel"),
+    ("layout", "one_segment", "changes", "kernel"),
     [
         (GPU, True, {}, "cudnn"),
         (GPU, False, {}, "auto"),  # packed rows: flash, when it is traced
@@ -117,9 +134,9 @@ def test_a_model_with_it(kernel):
         (ONE, True, {}, "auto"),
     ],
 )
-def test_cudnn_is_for_whole_rows(layout, rows_whole, changes, kernel):
+def test_cudnn_is_for_whole_rows(layout, one_segment, changes, kernel):
     config = dataclasses.replace(families.DECODER, **{"dtype": "bfloat16", **changes})
-    assert attention.choose_kernel(config, layout, rows_whole) == kernel
+    assert attention.choose_kernel(config, layout, one_segment) == kernel
 
 
 def arguments(head=16, queries=128, dtype=jnp.bfloat16, scoring=Scoring(), causal=True, **mask):  # noqa: B008

@@ -197,6 +197,20 @@ def test_training_rows_come_from_the_sources_by_weight(root, program):
     assert {name: seen.count(name) for name in WEIGHTS} == {"prose": 192, "code": 64}
 
 
+@pytest.mark.parametrize("rows", ["contiguous", "shifted", "packed"])
+def test_an_encoder_is_fed_rows_without_padding_and_knows(root, rows):
+    """Through two epochs and a half; a decoder's last row of an epoch ends in padding, which it does not see."""
+    small = {"data.rows": rows, "global_batch_size": 8}
+    encoder = program_of(root, objective="mlm", **{"model.causal": False}, **small)
+    decoder, seen = program_of(root, **small), []
+    epochs = 2 * sum(len(encoder.splits.rows(f"train.{name}")) for name in WEIGHTS)
+    for program in (encoder, decoder):
+        batches = [program.batches[i] for i in range(epochs // 8)]
+        seen.append(all(np.asarray(batch.segments).all() for batch in batches))
+    assert (encoder.unpadded, decoder.unpadded) == (rows != "packed", False)
+    assert seen == [rows != "packed", False]
+
+
 def test_more_steps_than_the_epochs_allow_are_refused(root, program):
     limit = program.splits.training.limit
     rows = {name: len(program.splits.rows(f"train.{name}")) for name in WEIGHTS}
