@@ -198,10 +198,38 @@ class LayerNorm(nn.Module):
 def _gain(norm: nn.Module, x: jax.Array) -> jax.Array:
     """x * scale (+ bias), in the norm's dtype."""
     shape, axes = x.shape[-1:], (norm.axis,)
-    x = x * vector_param(norm, "scale", shape, axes, 1.0)
+    x = x * _for_tokens(norm.layout, x, vector_param(norm, "scale", shape, axes, 1.0))
     if norm.biases:
-        x = x + vector_param(norm, "bias", shape, axes, 0.0)
+        x = x + _for_tokens(norm.layout, x, vector_param(norm, "bias", shape, axes, 0.0))
     return x.astype(norm.dtype)
+
+
+GROUP = 128  # tokens whose gradients a GPU sums first
+
+
+def _for_tokens(layout: Layout, x: jax.Array, w_d: jax.Array) -> jax.Array:
+    """``w_d`` to be joined with every token of x [batch, length, d]. On a GPU as an array of that shape, its
+    gradient summed over GROUP tokens and then over the groups: with XLA's own groups, of 256 or more, it
+    reads bfloat16 by two bytes in place of eight (log)."""
+    if layout.platform != "gpu" or x.ndim != 3 or x.shape[1] % GROUP:
+        return w_d
+    rows, length, _ = jax.typeof(x).sharding.spec.partitions
+    if length is not None:
+        return w_d
+    b, l, d = x.shape
+    groups, tokens = (PartitionSpec(rows, *[None] * n) for n in (2, 3))
+    w_bgd = _apart_backward(jnp.broadcast_to(w_d, (b, l // GROUP, d), out_sharding=groups))
+    w_bgnd = jnp.broadcast_to(w_bgd[:, :, None], (b, l // GROUP, GROUP, d), out_sharding=tokens)
+    return jnp.reshape(w_bgnd, x.shape)
+
+
+@jax.custom_vjp
+def _apart_backward(x: jax.Array) -> jax.Array:
+    """``x``, with a barrier for its gradient."""
+    return x
+
+
+_apart_backward.defvjp(lambda x: (x, None), lambda _, d_x: (jax.lax.optimization_barrier(d_x),))
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}

@@ -12,7 +12,7 @@ import pytest
 from kernels import ONE, check, check_model, inputs, run
 
 from llm_jax.errors import UserError
-from llm_jax.models import attend, attention, flash_kernel
+from llm_jax.models import attend, attention, context, flash_kernel
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.cudnn import cudnn
 from llm_jax.models.flash import flash
@@ -94,6 +94,31 @@ def test_blocks_of_other_documents_are_not_visited():
     bounds = flash_kernel._bounds(visible)
     assert int(visible.sum()) == 9
     assert int((bounds[..., 1] - bounds[..., 0]).sum()) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [{}, {"data": 2, "tensor": 2}, {"fsdp": 2}, {"context": 2}, {"stage": 2}], ids=str
+)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_gains_have_the_same_gradients_by_groups(family, mesh):
+    """What a GPU sums by groups of tokens, on any mesh."""
+    biases = {"biases": True} if family == "encoder" else {}
+    config = dataclasses.replace(families.FAMILIES[family], kernel="dense", max_length=256, **biases)
+    found, tokens = [], np.random.default_rng(0).integers(5, families.VOCAB, (4, 256), np.int32)
+    places, ones = np.tile(np.arange(256, dtype=np.int32), (4, 1)), np.ones_like(tokens)
+    for layout in (ONE, dataclasses.replace(families.layout_of(**mesh), platform="gpu")):
+        model, params = families.make(config, layout)
+
+        def loss(params, *batch, model=model, layout=layout):
+            dealt = context.deal(batch, layout, config.causal)
+            hidden = context.restore(model.apply({"params": params}, *dealt)[0], layout, config.causal)
+            return jnp.sum(jnp.sin(layout.shard(hidden, *[None] * 3) + jnp.arange(256.0)[:, None]))
+
+        batch = jax.device_put((tokens, places, ones), layout.named("batch"))
+        with jax.set_mesh(layout.mesh):
+            found.append(jax.device_get(jax.jit(jax.grad(loss))(params, *batch)))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=3e-3, rtol=1e-3), *found)
 
 
 def test_flash_becomes_triton_code():

@@ -20,11 +20,11 @@ LAYOUTS = pytest.mark.parametrize("layout", [ONE, EIGHT, CUT], ids=["1", "2x2x2"
 LIMITS = {"whole": 1 << 26, "4 chunks": BATCH * VOCAB * 3, "one token": 1}
 
 
-def make_arrays(scale=1.0):
+def make_arrays(scale=1.0, vocab=VOCAB):
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(BATCH, LENGTH, DIM)).astype(np.float32)
-    table = (scale * rng.normal(size=(VOCAB, DIM))).astype(np.float32)
-    targets = rng.integers(0, VOCAB, (BATCH, LENGTH)).astype(np.int32)
+    table = (scale * rng.normal(size=(vocab, DIM))).astype(np.float32)
+    targets = rng.integers(0, vocab, (BATCH, LENGTH)).astype(np.int32)
     weights = (rng.random((BATCH, LENGTH)) * (rng.random((BATCH, LENGTH)) < 0.7)).astype(np.float32)
     return hidden, table, targets, weights
 
@@ -35,7 +35,7 @@ def reference(hidden, table, targets, weights):
     logits = hidden @ table.T
     log_p = logits - logits.max(-1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
-    one_hot = np.eye(VOCAB)[targets]
+    one_hot = np.eye(len(table))[targets]
     loss = -np.sum(weights * np.sum(log_p * one_hot, -1))
     correct = np.sum(weights * (logits.argmax(-1) == targets))
     slope = weights[..., None] * (np.exp(log_p) - one_hot)
@@ -79,6 +79,18 @@ def test_equals_the_definition(layout, limit):
     """In value and gradient, in any number of chunks, with the vocabulary and the length whole or cut."""
     arrays = make_arrays()
     assert_close(run(layout, LIMITS[limit], arrays), reference(*arrays))
+
+
+@pytest.mark.parametrize(("vocab", "groups"), [(1152, 3), (2560, 4), (1000, 0), (128, 0)])
+@LAYOUTS
+def test_a_gpu_puts_groups_of_scores_together(monkeypatch, layout, vocab, groups):
+    """In two passes where a group divides the vocabulary and it is whole; the same by the definition."""
+    monkeypatch.setattr(loss_module, "_on_gpu", lambda _: True)
+    arrays, seen = make_arrays(vocab=vocab), []
+    kept = loss_module._in_memory
+    monkeypatch.setattr(loss_module, "_in_memory", lambda x: seen.append(x.shape[-1]) or kept(x))
+    assert_close(run(layout, 1 << 26, arrays), reference(*arrays))
+    assert {*seen} == ({groups} if groups and layout is ONE else set())
 
 
 def test_chunked_equals_whole():

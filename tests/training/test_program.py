@@ -199,7 +199,7 @@ def test_training_rows_come_from_the_sources_by_weight(root, program):
 
 @pytest.mark.parametrize("rows", ["contiguous", "shifted", "packed"])
 def test_an_encoder_is_fed_rows_without_padding_and_knows(root, rows):
-    """Through two epochs and a half; a decoder's last row of an epoch ends in padding, which it does not see."""
+    """Through two epochs; a decoder's last row of an epoch ends in padding, which it does not see."""
     small = {"data.rows": rows, "global_batch_size": 8}
     encoder = program_of(root, objective="mlm", **{"model.causal": False}, **small)
     decoder, seen = program_of(root, **small), []
