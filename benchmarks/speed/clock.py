@@ -13,7 +13,10 @@ WARM_UP = 2  # groups
 
 
 def serve(measure: Callable[[], dict[str, Any]], first: Callable[[], Any]) -> None:
-    """Calls ``first``, which compiles, and says how long it took; then measures whenever a line comes in."""
+    """Says that it is there. At the first line that comes in it calls ``first``, which compiles, and says how
+    long it took; it measures at every other."""
+    give({"ready": True})
+    sys.stdin.readline()
     start = time.perf_counter()
     first()
     give({"first_seconds": time.perf_counter() - start})

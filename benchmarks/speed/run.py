@@ -72,15 +72,15 @@ def time_sides(
     name: str, text: str, rounds: int, tiny: bool, peers: Sequence[str], cache: str
 ) -> dict[str, list[dict[str, Any]]]:
     """{side: what it measured in each round}. All sides live through all rounds, each waiting for its turns,
-    so that minutes in which the machine is slower are everybody's. They start one after another: how long the
-    first step takes is measured, too, and a GPU's compilers time kernels on it."""
+    so that minutes in which the machine is slower are everybody's. First steps, too, are taken one after
+    another when all are there: they are measured, and a GPU's compilers time kernels on it."""
     asked, start = commands(name, text, tiny, peers), partial(Side, cache=cache, memory=ROWS[name].memory)
     found: dict[str, list] = {side: [] for side in asked}
     with contextlib.ExitStack() as stack:
-        sides, first = {}, {}
-        for side, command in asked.items():
-            sides[side] = stack.enter_context(start(*command))
-            first[side] = sides[side].answer()
+        sides = {side: stack.enter_context(start(*command)) for side, command in asked.items()}
+        for process in sides.values():
+            process.answer()
+        first = {side: process.ask() for side, process in sides.items()}
         for number in range(rounds):  # there and back, so that a drift within a round favours nobody
             turns(name, dict(reversed(sides.items())) if number % 2 else sides, found)
     return {side: [first[side] | one for one in them] for side, them in found.items()}

@@ -1,4 +1,4 @@
-"""A module of this folder in a process of its own: it compiles when it starts, and is timed when asked."""
+"""A module of this folder in a process of its own: it compiles when it is asked first, and is timed then."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Side:
         self._errors.close()
 
     def answer(self) -> dict[str, Any]:
-        """What the module says next: first, when it has compiled; then after each ``ask``.
+        """What the module says next: first that it is there; then what it has done after each ``ask``.
 
         Raises RuntimeError with the end of its standard error where it ends instead.
         """
@@ -57,7 +57,7 @@ class Side:
         raise RuntimeError(f"{' '.join(self._command)} failed:\n{self._errors.read()[-2000:]}")
 
     def ask(self) -> dict[str, Any]:
-        """Lets it measure once. Raises as ``answer`` does."""
+        """Lets it compile, or afterwards measure once. Raises as ``answer`` does."""
         with contextlib.suppress(BrokenPipeError):  # it has ended; why, answer tells
             self._process.stdin.write("\n")
             self._process.stdin.flush()

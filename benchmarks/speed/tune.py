@@ -70,6 +70,7 @@ def trial(name: str, text: str, choice: Choice, cache: str) -> dict[str, Any]:
     try:
         with Side("torch_peer", *arguments, cache=cache) as side:
             side.answer()
+            side.ask()
             found = side.ask()
     except RuntimeError as error:
         return {"failed": str(error).splitlines()[-1][:200]}

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 
 class Activation(NamedTuple):
-    """gated: out(function(gate(x)) * in(x)), else out(function(in(x)))."""
+    """gated: out(function(gate(x)) * in(x)), else out(function(in(x))). costly: a GPU is busier with it than
+    with memory."""
 
     function: Callable[[jax.Array], jax.Array]
     gated: bool = False
+    costly: bool = False
 
 
 def relu_squared(x: jax.Array) -> jax.Array:
@@ -38,11 +40,9 @@ def gelu(x: jax.Array) -> jax.Array:
 @gelu.defjvp
 def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (d_x,) = primals, tangents
-    below = _normal_cdf(x)
-    density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) / math.sqrt(2.0 * math.pi)
-    slope = (below + x * density).astype(x.dtype)
+    slope = _gelu_slope(x).astype(x.dtype)
     slope = jax.lax.platform_dependent(slope, cuda=lambda s: s, default=jax.lax.optimization_barrier)
-    return (x * below).astype(x.dtype), d_x * slope
+    return gelu(x), d_x * slope
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:
@@ -50,10 +50,24 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
     return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
 
 
+def _gelu_slope(x: jax.Array) -> jax.Array:
+    """In float32. Of bfloat16 what is beyond |x| is the exponential that the slope needs anyhow, times a
+    polynomial in 1 / (1 + c |x|) (Hastings 1955, here with the least largest error, 1.9e-4 of it, a tenth of
+    bfloat16's rounding): a GPU is busier with ``erf`` than with memory."""
+    bell = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32)))
+    if x.dtype == jnp.bfloat16:
+        t = 1.0 / (1.0 + 0.297514 * jnp.abs(x.astype(jnp.float32)))
+        beyond = t * (0.116568 + t * (0.1415502 + t * (0.02197404 + t * 0.2200004))) * bell
+        below = jnp.where(x < 0, beyond, 1.0 - beyond)
+    else:
+        below = _normal_cdf(x)
+    return below + x * bell / math.sqrt(2.0 * math.pi)
+
+
 ACTIVATIONS = {
-    "gelu": Activation(gelu),
-    "gelu_tanh": Activation(partial(jax.nn.gelu, approximate=True)),
+    "gelu": Activation(gelu, costly=True),
+    "gelu_tanh": Activation(partial(jax.nn.gelu, approximate=True), costly=True),
     "relu2": Activation(relu_squared),
     "swiglu": Activation(jax.nn.silu, gated=True),  # Shazeer 2020, arXiv 2002.05202
-    "geglu": Activation(gelu, gated=True),
+    "geglu": Activation(gelu, gated=True, costly=True),
 }

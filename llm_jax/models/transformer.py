@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout, all_but_gathered
-from llm_jax.models import head_product, layers, moe, pipeline
+from llm_jax.models import head_product, layers, look_up, moe, pipeline
 from llm_jax.models.attend import Mask
 from llm_jax.models.attention import Call, Kept, KVCache, Layer
 from llm_jax.models.blocks import BLOCKS, Block
@@ -173,7 +173,7 @@ class Transformer(nn.Module):
             one_hot_blv = jax.nn.one_hot(ids_bl, len(table), dtype=w_vd.dtype)
             return jnp.einsum("blv,vd->bld", one_hot_blv, w_vd, out_sharding=spec)
         # In float32, so that the gradients of a row's many places add up in it.
-        return w_vd.astype(jnp.float32).at[ids_bl].get(out_sharding=spec).astype(w_vd.dtype)
+        return look_up.rows_of(w_vd.astype(jnp.float32), ids_bl, spec).astype(w_vd.dtype)
 
 
 def _losses(c: ModelConfig, kept: Kept, segments: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from llm_jax import hardware
 from llm_jax.config import identity
 from llm_jax.data.batch import Batch
+from llm_jax.models import look_up
 from llm_jax.models.config import NEVER
 
 # The most logits that a device holds at once: 256 MB in float32. Below it nothing is chunked.
@@ -125,7 +126,7 @@ def _at(
     spec = jax.typeof(hidden).sharding.spec
     missing = -places.shape[1] % _ways(hidden)
     hidden = jax.sharding.reshard(hidden, PartitionSpec(spec.partitions[0]))
-    hidden = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    hidden = look_up.places_of(hidden, places)
     targets, weights = (jnp.take_along_axis(x, places, axis=1) for x in (targets, weights))
     if missing:
         hidden, targets, weights = (

@@ -14,13 +14,14 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llm_jax import mesh, storage
+from llm_jax import flags, mesh, storage
 from llm_jax.data import loader, packing
 from llm_jax.data.batch import Batch
 from llm_jax.data.splits import Splits
 from llm_jax.errors import UserError
 from llm_jax.layout import Layout, abstractly
 from llm_jax.models import attention, transformer
+from llm_jax.models.activations import ACTIVATIONS
 from llm_jax.text import shards, tokenizers
 from llm_jax.text.prepare import load_tokenizer, prepare, prepare_set
 from llm_jax.text.shards import VALIDATION
@@ -198,7 +199,15 @@ class Program:
 
     @cached_property
     def _steps(self) -> Callable:
-        return jax.jit(step.make_steps(self.step_fn), donate_argnums=0)
+        steps = step.make_steps(self.step_fn)
+        return jax.jit(steps, donate_argnums=0, compiler_options=self.compiler_options)
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """What XLA is told of the training step alone: on one GPU, where it was measured."""
+        one_gpu = self.layout.platform == "gpu" and self.layout.mesh.size == 1
+        costly = ACTIVATIONS[self.experiment.model.activation].costly
+        return flags.BLOCKS if one_gpu and costly else None
 
     def steps(self, state: State, batches: Batch) -> tuple[State, step.Metrics]:
         """``steps_per_dispatch`` updates; metrics are [steps]. The state given is used up."""

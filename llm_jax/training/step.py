@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.data.batch import Batch
-from llm_jax.models import context, moe
+from llm_jax.models import context, look_up, moe
 from llm_jax.models.transformer import Transformer, scorer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training import norms
@@ -107,10 +108,11 @@ def make_gradients(
                 grads = jax.tree.map(layout.scatter, grads, state.params)
             return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, (means, grads)), None
 
-        zeros = {name: jnp.zeros(()) for name in weights}, jax.tree.map(_zeros, whole)
+        count = batch.inputs.shape[0]
+        hidden = layout.platform == "gpu" and count > 1
+        zeros = {name: jnp.zeros(()) for name in weights}, jax.tree.map(partial(_zeros, hidden), whole)
         if layout.zero == 2:
             zeros = zeros[0], jax.tree.map(jnp.zeros_like, state.params)
-        count = batch.inputs.shape[0]
         (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
         if layout.zero == 1:
             grads = jax.tree.map(layout.scatter, grads, state.params)
@@ -138,11 +140,11 @@ def _gathered(model: Transformer, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def _zeros(w: jax.Array) -> jax.Array:
+def _zeros(hidden: bool, w: jax.Array) -> jax.Array:
     """float32 zeros to add the gradients of ``w`` to: parts to be summed, where ``w`` was gathered."""
     spec = jax.typeof(w).sharding.spec
     return jax.sharding.reshard(
-        jnp.zeros(w.shape, jnp.float32), spec.update(reduced=frozenset(), unreduced=spec.reduced)
+        look_up.zeros(w.shape, hidden), spec.update(reduced=frozenset(), unreduced=spec.reduced)
     )
 
 

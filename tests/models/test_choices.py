@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from families import DECODER, LENGTH
 
 from llm_jax.errors import UserError
@@ -296,3 +297,16 @@ def test_gelu_keeps_its_tail_in_bfloat16():
     )
     for one, other in zip(small, exact, strict=True):
         np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-6, atol=1e-6)
+
+
+def test_gelu_in_bfloat16_at_every_number():
+    """Within two roundings of value and slope by float64, and 2e-4 of what the slope is a difference of."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(jnp.bfloat16)
+    x = x[np.isfinite(x.astype(np.float32))]
+    found = jax.vmap(jax.value_and_grad(activations.gelu))(jnp.asarray(x))
+    exact = x.astype(np.float64)
+    below = scipy.special.ndtr(exact)
+    slope = below + exact * np.exp(-0.5 * np.square(exact)) / np.sqrt(2 * np.pi)
+    for one, other in zip(found, (exact * below, slope), strict=True):
+        most = 2**-7 * np.abs(other) + 2e-4 * below + 1e-6
+        assert (np.abs(np.asarray(one, np.float64) - other) <= most).all()

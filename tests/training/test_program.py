@@ -1,13 +1,16 @@
 """Programs over several sources: what they train on, and every set they are judged on."""
 
+import dataclasses
 import math
 import shutil
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax import flags
 from llm_jax.errors import UserError
 from llm_jax.planning import layout
 from llm_jax.text import shards
@@ -209,6 +212,21 @@ def test_an_encoder_is_fed_rows_without_padding_and_knows(root, rows):
         seen.append(all(np.asarray(batch.segments).all() for batch in batches))
     assert (encoder.unpadded, decoder.unpadded) == (rows != "packed", False)
     assert seen == [rows != "packed", False]
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "activation", "blocks"),
+    [
+        ("gpu", 1, "gelu", True),
+        ("gpu", 1, "swiglu", False),
+        ("gpu", 2, "gelu", False),
+        ("cpu", 1, "gelu", False),
+    ],
+)
+def test_steps_are_compiled_by_blocks_where_that_is_faster(root, platform, devices, activation, blocks):
+    one = program_of(root, **{"model.activation": activation})
+    layout = dataclasses.replace(families.layout_of(data=devices), platform=platform)
+    assert (dataclasses.replace(one, layout=layout).compiler_options is flags.BLOCKS) == blocks
 
 
 def test_more_steps_than_the_epochs_allow_are_refused(root, program):

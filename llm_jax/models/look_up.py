@@ -1,0 +1,56 @@
+"""Rows of a table, and on the way back their gradients added up.
+
+On one GPU as jax differentiates it, but that XLA's compiler does not know the zeros they are added to:
+what it knows to be zeros it fills by 16 numbers at a time where kernels are made of blocks
+(``flags.BLOCKS``), 1.8 of BERT base's 87 ms.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+
+def rows_of(table_nd: jax.Array, ids: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """table[ids], [..., d] of [n, d], which lies as ``spec`` says."""
+    if _on_one_gpu(table_nd):
+        return _rows(len(table_nd), table_nd, ids)
+    return table_nd.at[ids].get(out_sharding=spec)
+
+
+def places_of(x_bld: jax.Array, places_bk: jax.Array) -> jax.Array:
+    """[batch, k, d]: each row at places of its own."""
+    if not _on_one_gpu(x_bld):
+        return jnp.take_along_axis(x_bld, places_bk[:, :, None], axis=1)
+    b, l, d = x_bld.shape
+    return _rows(b * l, x_bld.reshape(b * l, d), jnp.arange(b)[:, None] * l + places_bk)
+
+
+def zeros(shape: tuple[int, ...], hidden: bool) -> jax.Array:
+    """float32; hidden: so that a compiler does not know them to be zeros."""
+    zero = jnp.zeros(())
+    return jnp.broadcast_to(jax.lax.optimization_barrier(zero) if hidden else zero, shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(n: int, table_nd: jax.Array, ids: jax.Array) -> jax.Array:
+    return table_nd[ids]
+
+
+def _forward(n: int, table_nd: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _rows(n, table_nd, ids), ids
+
+
+def _backward(n: int, ids: jax.Array, d: jax.Array) -> tuple[jax.Array, None]:
+    return zeros((n, d.shape[-1]), hidden=True).astype(d.dtype).at[ids].add(d), None
+
+
+_rows.defvjp(_forward, _backward)
+
+
+def _on_one_gpu(x: jax.Array) -> bool:
+    mesh = jax.typeof(x).sharding.mesh
+    return mesh.size == 1 and bool(mesh.abstract_device) and mesh.abstract_device.platform == "gpu"
