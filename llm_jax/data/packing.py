@@ -116,8 +116,8 @@ class OneDocument(_Cut):
 @dataclass(frozen=True)
 class Filled:
     """Rows that are one segment each, with the beginning of the text in place of padding: where all tokens
-    are real, an encoder's attention needs no mask (on a GPU 2% of BERT base's step; log). For training alone,
-    where it does not matter that some tokens come twice in an epoch."""
+    are real, an encoder's attention needs no mask (on a GPU 15.8 ms of BERT base's step for 17; log). For
+    training alone, where it does not matter that some tokens come twice in an epoch."""
 
     rows: Contiguous
 

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 
 
 class Activation(NamedTuple):
-    """gated: out(function(gate(x)) * in(x)), else out(function(in(x))). costly: a GPU is busier with it than
-    with memory."""
+    """gated: out(function(gate(x)) * in(x)), else out(function(in(x)))."""
 
     function: Callable[[jax.Array], jax.Array]
     gated: bool = False
-    costly: bool = False
 
 
 def relu_squared(x: jax.Array) -> jax.Array:
@@ -65,9 +63,9 @@ def _gelu_slope(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {
-    "gelu": Activation(gelu, costly=True),
-    "gelu_tanh": Activation(partial(jax.nn.gelu, approximate=True), costly=True),
+    "gelu": Activation(gelu),
+    "gelu_tanh": Activation(partial(jax.nn.gelu, approximate=True)),
     "relu2": Activation(relu_squared),
     "swiglu": Activation(jax.nn.silu, gated=True),  # Shazeer 2020, arXiv 2002.05202
-    "geglu": Activation(gelu, gated=True, costly=True),
+    "geglu": Activation(gelu, gated=True),
 }

@@ -215,16 +215,20 @@ def test_an_encoder_is_fed_rows_without_padding_and_knows(root, rows):
 
 
 @pytest.mark.parametrize(
-    ("platform", "devices", "activation", "blocks"),
+    ("platform", "devices", "activation", "causal", "blocks"),
     [
-        ("gpu", 1, "gelu", True),
-        ("gpu", 1, "swiglu", False),
-        ("gpu", 2, "gelu", False),
-        ("cpu", 1, "gelu", False),
+        ("gpu", 1, "gelu", False, True),
+        ("gpu", 1, "gelu", True, False),
+        ("gpu", 1, "swiglu", False, False),
+        ("gpu", 2, "gelu", False, False),
+        ("cpu", 1, "gelu", False, False),
     ],
 )
-def test_steps_are_compiled_by_blocks_where_that_is_faster(root, platform, devices, activation, blocks):
-    one = program_of(root, **{"model.activation": activation})
+def test_steps_are_compiled_by_blocks_where_that_is_faster(
+    root, platform, devices, activation, causal, blocks
+):
+    model = {"model.activation": activation, "model.causal": causal}
+    one = program_of(root, objective="clm" if causal else "mlm", **model)
     layout = dataclasses.replace(families.layout_of(data=devices), platform=platform)
     assert (dataclasses.replace(one, layout=layout).compiler_options is flags.BLOCKS) == blocks
 
