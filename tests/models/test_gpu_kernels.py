@@ -12,7 +12,7 @@ import pytest
 from kernels import ONE, check, check_model, inputs, run
 
 from llm_jax.errors import UserError
-from llm_jax.models import attend, attention, context, flash_kernel
+from llm_jax.models import attend, attention, context, flash_kernel, layers
 from llm_jax.models.attend import Mask, Scoring
 from llm_jax.models.cudnn import cudnn
 from llm_jax.models.flash import flash
@@ -119,6 +119,19 @@ def test_gains_have_the_same_gradients_by_groups(family, mesh):
         with jax.set_mesh(layout.mesh):
             found.append(jax.device_get(jax.jit(jax.grad(loss))(params, *batch)))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=3e-3, rtol=1e-3), *found)
+
+
+@pytest.mark.parametrize("norm", layers.NORMS)
+def test_gains_by_groups_keep_no_more_for_the_backward_pass(norm):
+    """A broadcast of the gains would be kept for every layer of a scan."""
+    x, kept = jnp.ones((2, 256, 8)), []
+    for layout in (ONE, GPU):
+        module = layers.NORMS[norm](layout, "float32", biases=True)
+        with jax.set_mesh(layout.mesh):
+            params = module.init(jax.random.key(0), x)
+            _, pull = jax.vjp(module.apply, params, x)
+        kept.append(sum(leaf.size for leaf in jax.tree.leaves(pull)))
+    assert kept[1] < kept[0] + x.size // 2
 
 
 def test_flash_becomes_triton_code():
