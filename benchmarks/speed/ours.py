@@ -28,38 +28,46 @@ def random_tokens(program: Program) -> Batch:
     return dataclasses.replace(batch, inputs=tokens(batch.inputs), targets=tokens(batch.targets))
 
 
-def main(name: str, text: str, tiny: bool, steps: int) -> None:
-    row = ROWS[name]
-    with tempfile.TemporaryDirectory() as directory:
-        program = Program.prepare(row.experiment(text, tiny), directory, say=lambda _: None)
-        e = program.experiment
-        size, steps = e.steps_per_dispatch, steps or row.steps
-        state, batch = program.init(), random_tokens(program)
-        groups, compiled = program.batches.iterate(1, 10**6), None
+class Step:
+    """Our step of a row; compiled when it is told so, then a group of steps at a time."""
 
-        def group(batch: Batch) -> None:
-            nonlocal state
-            state, metrics = compiled(state, batch)
-            jax.block_until_ready(metrics)
+    def __init__(self, name: str, text: str, tiny: bool, directory: str) -> None:
+        self.program = Program.prepare(ROWS[name].experiment(text, tiny), directory, say=lambda _: None)
+        self.size = self.program.experiment.steps_per_dispatch
+        self.batch = random_tokens(self.program)
+        self._state = self.program.init()
+
+    def compile(self) -> None:
+        """Raises RuntimeError for a step that is another than it is called."""
+        self.compiled = self.program.lower(self._state, self.batch).compile()
+        if again := self.compiled.as_text().count(".remat"):
+            raise RuntimeError(f"for want of memory XLA makes {again} parts again: another step than named")
+
+    def group(self, batch: Batch | None = None) -> None:
+        """``size`` steps on the batch, or on random tokens."""
+        self._state, metrics = self.compiled(self._state, self.batch if batch is None else batch)
+        jax.block_until_ready(metrics)
+
+
+def main(name: str, text: str, tiny: bool, steps: int) -> None:
+    steps = steps or ROWS[name].steps
+    with tempfile.TemporaryDirectory() as directory:
+        step = Step(name, text, tiny, directory)
+        groups = step.program.batches.iterate(1, 10**6)
 
         def first() -> None:
-            nonlocal compiled
-            compiled = program.lower(state, batch).compile()
-            if again := compiled.as_text().count(".remat"):
-                raise RuntimeError(
-                    f"for want of memory XLA makes {again} parts again: another step than named"
-                )
-            group(batch)
+            step.compile()
+            step.group()
 
         def measure() -> dict[str, Any]:
-            ms = clock.milliseconds(lambda: group(batch), size, steps)
-            loader_ms = clock.milliseconds(lambda: group(next(groups)), size, steps)
-            device = jax.devices()[0]
+            ms = clock.milliseconds(step.group, step.size, steps)
+            loader_ms = clock.milliseconds(lambda: step.group(next(groups)), step.size, steps)
+            device, e = jax.devices()[0], step.program.experiment
             memory = (device.memory_stats() or {}).get("peak_bytes_in_use") or clock.peak_memory()
             there = {"device": device.device_kind, "devices": jax.device_count(), "peak_bytes": memory}
-            kernel = program.model.config.kernel
+            kernel = step.program.model.config.kernel
             choice = {"parts": e.accumulation, "remat": e.model.remat, "kernel": kernel}
-            choice["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+            choice["temporary_bytes"] = step.compiled.memory_analysis().temp_size_in_bytes
             return {"ms": ms, "loader_ms": loader_ms, "choice": choice} | there
 
         clock.serve(measure, first)

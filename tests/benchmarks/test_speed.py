@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks.speed import run, table, tune
+from benchmarks.speed import kernels, run, table, tune
 from benchmarks.speed.choice import Choice
 from benchmarks.speed.rows import ROWS, shape
 from benchmarks.speed.side import Side
@@ -112,3 +112,20 @@ def test_the_table_says_what_does_not_hold(small):
 def test_the_readme_has_the_table_of_the_results():
     rows = json.loads(run.RESULT.read_text())["rows"]
     assert table.table(rows) in (run.ROOT / "README.md").read_text()
+
+
+def test_kernels_are_added_up_by_step():
+    """Of a trace of two steps: what a GPU's streams did, no matter what the host's threads did."""
+    gpu, host = {"pid": 1, "tid": 7}, {"pid": 2, "tid": 7}
+    events = [
+        {"ph": "M", "name": "process_name", "args": {"name": "/device:GPU:0"}} | gpu,
+        {"ph": "M", "name": "process_name", "args": {"name": "/host:CPU"}} | host,
+        {"ph": "M", "name": "thread_name", "args": {"name": "Stream #7(compute)"}} | gpu,
+        {"ph": "M", "name": "thread_name", "args": {"name": "Stream #7(compute)"}} | host,
+        {"ph": "X", "name": "long", "dur": 4000.0} | gpu,
+        {"ph": "X", "name": "short", "dur": 500.0} | gpu,
+        {"ph": "X", "name": "short", "dur": 500.0} | gpu,
+        {"ph": "X", "name": "python", "dur": 9000.0} | host,
+    ]
+    assert kernels.totals(events, 2) == {"long": (2.0, 0.5), "short": (0.5, 1.0)}
+    assert list(kernels.totals(events, 2)) == ["long", "short"]
