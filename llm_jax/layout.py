@@ -269,6 +269,12 @@ def _scatter(stored: PartitionSpec, grad: jax.Array) -> jax.Array:
     return jax.sharding.reshard(grad, stored)
 
 
+def platform_of(x: jax.Array) -> str:
+    """That of the devices of the mesh in the type of ``x``, in jax's words; "" where it names none."""
+    device = jax.typeof(x).sharding.mesh.abstract_device
+    return device.platform if device else ""
+
+
 def mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes that a PartitionSpec cuts along."""
     return tuple(a for cut in spec if cut for a in ((cut,) if isinstance(cut, str) else cut))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax.layout import platform_of
+
 
 def rows_of(table_nd: jax.Array, ids: jax.Array, spec: PartitionSpec) -> jax.Array:
     """table[ids], [..., d] of [n, d], which lies as ``spec`` says."""
@@ -52,5 +54,4 @@ _rows.defvjp(_forward, _backward)
 
 
 def _on_one_gpu(x: jax.Array) -> bool:
-    mesh = jax.typeof(x).sharding.mesh
-    return mesh.size == 1 and bool(mesh.abstract_device) and mesh.abstract_device.platform == "gpu"
+    return platform_of(x) == "gpu" and jax.typeof(x).sharding.mesh.size == 1

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from llm_jax import hardware
 from llm_jax.config import identity
 from llm_jax.data.batch import Batch
+from llm_jax.layout import platform_of
 from llm_jax.models import look_up
 from llm_jax.models.config import NEVER
 
@@ -163,7 +164,7 @@ def _reduce(how: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
     it reads by two bytes in place of eight (log)."""
     count = x.shape[-1]
     fitting = [n for n in range(GROUP, MOST_GROUP + 1, GROUP) if count % n == 0 and n < count]
-    if fitting and _on_gpu(x) and _cut(x)[-1] is None:
+    if fitting and platform_of(x) == "gpu" and _cut(x)[-1] is None:
         groups = jnp.reshape(x, (*x.shape[:-1], -1, fitting[-1]))
         x = _in_memory(how(groups, axis=-1))
     return how(x, axis=-1)
@@ -176,11 +177,6 @@ def _in_memory(x: jax.Array) -> jax.Array:
 
 
 _in_memory.defvjp(lambda x: (_in_memory(x), None), lambda _, d_x: (d_x,))
-
-
-def _on_gpu(x: jax.Array) -> bool:
-    device = jax.typeof(x).sharding.mesh.abstract_device
-    return bool(device) and device.platform == "gpu"
 
 
 @jax.custom_vjp

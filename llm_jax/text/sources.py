@@ -46,7 +46,8 @@ class DataConfig:
     the last part of every document. markers: put BOS before and EOS after every document.
     rows: "packed" cuts the concatenated documents and keeps them apart by segments; "contiguous" cuts
     the same stream and lets attention cross documents; "shifted" is the same, cut at other places in each
-    epoch; "document" gives each document one row, cut or padded.
+    epoch; "document" gives each document one row, cut or padded. Of "contiguous" and "shifted" the last row
+    is padded, and in training an encoder's goes on with the beginning of the text.
     """
 
     text: tuple[str, ...] = runtime(("python:docs",))

@@ -31,7 +31,7 @@ from llm_jax.training.profiling import Profiler
 from llm_jax.training.program import Program
 from llm_jax.training.progress import say
 from llm_jax.training.rundir import RunDirectory, carry_on
-from llm_jax.training.samples import SampleFile, sample_text
+from llm_jax.training.samples import SampleFile, check_prompt, sample_text
 from llm_jax.training.signals import Stop
 from llm_jax.training.state import State
 from llm_jax.training.step_log import StepLog
@@ -84,6 +84,7 @@ def _run(
         check_start(experiment, newest or 0)
         source = find_source(experiment.init_from, directory, newest is not None)
         program = Program.build(experiment, shard_set)
+        check_prompt(program)
         if experiment.accumulation == 0:
             program = fit(program, say)
         with out_of_memory.explained(program):

@@ -43,6 +43,13 @@ class SampleFile:
         write_text(self._path, "".join(f"=== step {s} ===\n{t}" for s, t in sections.items()))
 
 
+def check_prompt(program: Program) -> None:
+    """Raises UserError for more tokens than an encoder reads, before the run at whose end they are read."""
+    e = program.experiment
+    if e.samples.count and not e.model.causal:
+        _fitting(program, e.samples.prompt)
+
+
 def sample_text(program: Program, params: Any) -> str:
     """What the model writes after ``samples.prompt``, or where it has blanks, as text; "" for no samples."""
     config = program.experiment.samples
@@ -80,13 +87,10 @@ def continuations(
 
 def filled(program: Program, params: Any, prompt: str, best: int) -> str:
     """The prompt with its blanks filled, and the ``best`` guesses for each."""
-    ids = encode_prompt(program.tokenizer, prompt, program.experiment.data.markers)
+    ids = _fitting(program, prompt)
     blanks = np.flatnonzero(ids == MASK)
-    length = program.experiment.data.sequence_length
     if len(blanks) == 0:
         raise UserError(f"the prompt {prompt!r} has no blank; write {MASK_TEXT} where to fill in")
-    if len(ids) > length:
-        raise UserError(f"the prompt has {len(ids)} tokens; this model reads {length}")
     guesses, probabilities = fill_blanks(program.model, params, ids, best)
     whole = ids.copy()
     whole[blanks] = guesses[:, 0]
@@ -97,6 +101,14 @@ def filled(program: Program, params: Any, prompt: str, best: int) -> str:
         )
         lines.append(f"blank {number}: {listed}")
     return "\n".join(lines) + "\n"
+
+
+def _fitting(program: Program, prompt: str) -> np.ndarray:
+    data = program.experiment.data
+    ids = encode_prompt(program.tokenizer, prompt, data.markers)
+    if len(ids) > data.sequence_length:
+        raise UserError(f"the prompt has {len(ids)} tokens; this model reads {data.sequence_length}")
+    return ids
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, markers: bool) -> np.ndarray:

@@ -30,7 +30,7 @@ from llm_jax.training.policy import SavePolicy
 from llm_jax.training.program import Program
 from llm_jax.training.progress import say
 from llm_jax.training.rundir import RunDirectory, carry_on
-from llm_jax.training.samples import SampleFile, sample_text
+from llm_jax.training.samples import SampleFile, check_prompt, sample_text
 from llm_jax.training.signals import Stop
 from llm_jax.training.state import State
 from llm_jax.training.step import Metrics
@@ -95,6 +95,7 @@ class Member:
         directory.check_data(data)
         e = carry_on(stored, complete(e, header["vocab_size"]), extend=False)
         program = Program.build(e, shard_set)
+        check_prompt(program)
         e, mesh = program.experiment, {MEMBERS: count, **program.layout.mesh.shape}
         about = {"vocab_size": e.model.vocab_size, "tokenizer": header["tokenizer"]}
         kept = dataclasses.replace(e.checkpoint, keep=max(KEEP, e.checkpoint.keep))

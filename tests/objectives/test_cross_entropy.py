@@ -85,7 +85,7 @@ def test_equals_the_definition(layout, limit):
 @LAYOUTS
 def test_a_gpu_puts_groups_of_scores_together(monkeypatch, layout, vocab, groups):
     """In two passes where a group divides the vocabulary and it is whole; the same by the definition."""
-    monkeypatch.setattr(loss_module, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(loss_module, "platform_of", lambda _: "gpu")
     arrays, seen = make_arrays(vocab=vocab), []
     kept = loss_module._in_memory
     monkeypatch.setattr(loss_module, "_in_memory", lambda x: seen.append(x.shape[-1]) or kept(x))

@@ -163,6 +163,15 @@ def test_an_encoder_without_a_blank_to_fill_writes_nothing(root):
     assert sample_text(program, None) == ""
 
 
+def test_a_prompt_longer_than_a_row_ends_no_run_at_its_end(root, tmp_path):
+    """An encoder's is refused before the first step."""
+    changes = {"model.causal": False, "samples.prompt": f"a long one {'word ' * 9}<mask>"}
+    config = experiment.resolve(config_of(root, objective="mlm", **changes))
+    with pytest.raises(UserError, match=r"the prompt has \d+ tokens; this model reads 16"):
+        loop.run(config, tmp_path / "run", say=lambda _: None)
+    assert list(metrics.read(tmp_path / "run" / "metrics")) == []
+
+
 @pytest.mark.parametrize("changes", [{}, {"objective.name": "mlm", "model.causal": False}])
 def test_what_a_plan_compiles_is_what_a_run_is_fed(root, changes):
     """An encoder's places of the targets, too: else its head is compiled for every token."""
