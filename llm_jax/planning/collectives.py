@@ -33,7 +33,7 @@ _ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\]")
 @dataclass(frozen=True)
 class Collective:
     """One kind of message along some mesh axes. size: bytes of the whole array on a device: an all-gather's
-    result, the operand of the others. times: how often in a step. group: devices that speak together."""
+    result, the operand of the others. times: how often. group: devices that speak together."""
 
     kind: str
     axes: tuple[str, ...]
@@ -43,7 +43,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in a step, at the least: an array of ``size`` cut n ways passes through
+        """Bytes that a device sends, at the least: an array of ``size`` cut n ways passes through
         (n - 1) / n of it, and an all-reduce is a reduce-scatter and an all-gather."""
         share = (self.group - 1) / self.group if self.kind != "collective-permute" else 1.0
         return self.size * self.times * share * (2 if self.kind == "all-reduce" else 1)
@@ -86,7 +86,7 @@ def _origin(op: _Operation) -> str:
 
 
 def by_kind(collectives: list[Collective]) -> dict[tuple[str, tuple[str, ...]], float]:
-    """{(kind, axes): bytes that a device sends in a step}, the largest first."""
+    """{(kind, axes): bytes that a device sends}, the largest first."""
     total: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for one in collectives:
         if one.group > 1:

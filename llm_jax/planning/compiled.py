@@ -58,11 +58,12 @@ def compile_plan(plan: Plan) -> Plan:
     }
     total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
     text = executable.as_text()
-    made = collectives.read(text, program.layout.mesh.shape)
+    made = collectives.by_kind(collectives.read(text, program.layout.mesh.shape))
+    steps = plan.experiment.steps_per_dispatch
     said = {
         "memory": {**parts, "total": total},
         "out_of_memory": None,
-        "collectives": collectives.by_kind(made),
+        "collectives": {key: sent / steps for key, sent in made.items()},
         "kernels": kernels(text),
         "seconds": seconds,
     }

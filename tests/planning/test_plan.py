@@ -84,6 +84,18 @@ def test_the_compiler_agrees(name, monkeypatch):
 
 
 @pytest.mark.slow
+def test_messages_are_counted_by_step():
+    """However many steps a dispatch has."""
+    one, two = (
+        compiled.compile_plan(plan.make(complete({"steps_per_dispatch": steps}, data=8), EIGHT))
+        for steps in ("1", "2")
+    )
+    (key, sent), *_ = one.compiled["collectives"].items()
+    assert key == ("all-reduce", ("data",)) and sent > 1e4
+    assert two.compiled["collectives"][key] == pytest.approx(sent, rel=0.02)
+
+
+@pytest.mark.slow
 def test_tables_cut_twice_are_gathered_once_a_step():
     """It aborted the process."""
     found = compiled.compile_plan(plan.make(complete(data=2, fsdp=2, tensor=2, zero=1), EIGHT))
