@@ -24,6 +24,7 @@ from benchmarks import record
 from benchmarks.speed import clock
 from benchmarks.speed.ours import Step
 from benchmarks.speed.rows import ROOT, ROWS
+from benchmarks.speed.side import backend
 
 RESULT = ROOT / "benchmarks" / "results" / "speed_kernels.json"
 STEPS = 40
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--row", required=True, choices=rows)
     parser.add_argument("--text", default="python:docs", help="what the tokens are taken from")
     args = parser.parse_args()
-    if jax.default_backend() != "gpu":
+    if backend() != "gpu":
         parser.error("jax finds no GPU here")
     with tempfile.TemporaryDirectory() as directory:
         step = Step(args.row, args.text, tiny=False, directory=directory)

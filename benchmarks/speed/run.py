@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks import record
 from benchmarks.speed import tune
 from benchmarks.speed.rows import PEERS, ROOT, ROWS, shape
-from benchmarks.speed.side import Side
+from benchmarks.speed.side import Side, backend
 from llm_jax import hardware
 from llm_jax.training import experiment
 from llm_jax.training.experiment import Experiment
@@ -180,9 +180,7 @@ def main() -> None:
     peers = tuple(filter(None, args.peers.split(",")))
     if unknown := {*peers} - {*PEERS}:
         parser.error(f"--peers: {', '.join(sorted(unknown))} is none of {', '.join(PEERS)}")
-    # Asked in a process of its own: one that has met the device keeps its memory.
-    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    here = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    here = backend()
     names, failed = args.rows.split(","), []
     if unknown := {*names} - {*ROWS}:
         parser.error(f"--rows: {', '.join(sorted(unknown))} is none of {', '.join(ROWS)}")

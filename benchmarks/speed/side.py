@@ -15,6 +15,13 @@ from benchmarks.speed.rows import ROOT
 PATIENCE = 20.0  # seconds that a process has to end
 
 
+def backend() -> str:
+    """This machine's, in jax's words. Asked in a process of its own: one that has met the device keeps its
+    memory, and does not hear of flags that are set later."""
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+
+
 class Side:
     """cache: a directory for what the module compiles; memory: the share of a GPU's that jax may take on our
     side; on any other, the roof's, it has little."""
