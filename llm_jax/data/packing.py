@@ -131,8 +131,7 @@ class Filled:
             padding = segments[row] == 0
             count = int(padding.sum())
             tokens[row, padding] = np.resize(source.read(0, min(count, source.tokens)), count)
-        positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
-        return Rows(tokens, np.ones_like(segments), positions)
+        return Rows(tokens, *self.rows._places(draws, draws))
 
 
 WHOLE = "contiguous", "shifted"  # every row is one segment, and only a split's last one is padded

@@ -31,12 +31,6 @@ def places_of(x_bld: jax.Array, places_bk: jax.Array) -> jax.Array:
     return _rows(b * l, x_bld.reshape(b * l, d), jnp.arange(b)[:, None] * l + places_bk)
 
 
-def zeros(shape: tuple[int, ...], hidden: bool) -> jax.Array:
-    """float32; hidden: so that a compiler does not know them to be zeros."""
-    zero = jnp.zeros(())
-    return jnp.broadcast_to(jax.lax.optimization_barrier(zero) if hidden else zero, shape)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rows(n: int, table_nd: jax.Array, ids: jax.Array) -> jax.Array:
     return table_nd[ids]
@@ -47,7 +41,8 @@ def _forward(n: int, table_nd: jax.Array, ids: jax.Array) -> tuple[jax.Array, ja
 
 
 def _backward(n: int, ids: jax.Array, d: jax.Array) -> tuple[jax.Array, None]:
-    return zeros((n, d.shape[-1]), hidden=True).astype(d.dtype).at[ids].add(d), None
+    hidden = jax.lax.optimization_barrier(jnp.zeros((), d.dtype))
+    return jnp.broadcast_to(hidden, (n, d.shape[-1])).at[ids].add(d), None
 
 
 _rows.defvjp(_forward, _backward)

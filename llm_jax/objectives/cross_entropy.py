@@ -166,17 +166,17 @@ def _reduce(how: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
     fitting = [n for n in range(GROUP, MOST_GROUP + 1, GROUP) if count % n == 0 and n < count]
     if fitting and platform_of(x) == "gpu" and _cut(x)[-1] is None:
         groups = jnp.reshape(x, (*x.shape[:-1], -1, fitting[-1]))
-        x = _in_memory(how(groups, axis=-1))
+        x = _barrier(how(groups, axis=-1))
     return how(x, axis=-1)
 
 
 @jax.custom_vjp
-def _in_memory(x: jax.Array) -> jax.Array:
+def _barrier(x: jax.Array) -> jax.Array:
     """A barrier, and none for the gradient."""
     return jax.lax.optimization_barrier(x)
 
 
-_in_memory.defvjp(lambda x: (_in_memory(x), None), lambda _, d_x: (d_x,))
+_barrier.defvjp(lambda x: (_barrier(x), None), lambda _, d_x: (d_x,))
 
 
 @jax.custom_vjp

@@ -107,7 +107,9 @@ def _fitting(program: Program, prompt: str) -> np.ndarray:
     data = program.experiment.data
     ids = encode_prompt(program.tokenizer, prompt, data.markers)
     if len(ids) > data.sequence_length:
-        raise UserError(f"the prompt has {len(ids)} tokens; this model reads {data.sequence_length}")
+        raise UserError(
+            f"the prompt has {len(ids)} tokens; this model reads {data.sequence_length}; shorten it"
+        )
     return ids
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.data.batch import Batch
-from llm_jax.models import context, look_up, moe
+from llm_jax.models import context, moe
 from llm_jax.models.transformer import Transformer, scorer
 from llm_jax.objectives.cross_entropy import PredictsTokens
 from llm_jax.training import norms
@@ -109,8 +109,10 @@ def make_gradients(
             return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, (means, grads)), None
 
         count = batch.inputs.shape[0]
-        hidden = layout.platform == "gpu" and count > 1
-        zeros = {name: jnp.zeros(()) for name in weights}, jax.tree.map(partial(_zeros, hidden), whole)
+        # Zeros that a GPU's compiler knows it may fill very slowly (models/look_up.py); for one part it needs
+        # none, if it knows them.
+        zero = layout.in_memory(jnp.zeros(())) if count > 1 else jnp.zeros(())
+        zeros = dict.fromkeys(weights, jnp.zeros(())), jax.tree.map(partial(_spread, zero), whole)
         if layout.zero == 2:
             zeros = zeros[0], jax.tree.map(jnp.zeros_like, state.params)
         (means, grads), _ = jax.lax.scan(accumulate, zeros, (batch, jnp.arange(count)))
@@ -140,11 +142,11 @@ def _gathered(model: Transformer, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def _zeros(hidden: bool, w: jax.Array) -> jax.Array:
+def _spread(zero: jax.Array, w: jax.Array) -> jax.Array:
     """float32 zeros to add the gradients of ``w`` to: parts to be summed, where ``w`` was gathered."""
     spec = jax.typeof(w).sharding.spec
     return jax.sharding.reshard(
-        look_up.zeros(w.shape, hidden), spec.update(reduced=frozenset(), unreduced=spec.reduced)
+        jnp.broadcast_to(zero, w.shape), spec.update(reduced=frozenset(), unreduced=spec.reduced)
     )
 
 

@@ -88,8 +88,8 @@ def test_a_gpu_puts_groups_of_scores_together(monkeypatch, layout, vocab, groups
     """In two passes where a group divides the vocabulary and it is whole; the same by the definition."""
     monkeypatch.setattr(loss_module, "platform_of", lambda _: "gpu")
     arrays, seen = make_arrays(vocab=vocab), []
-    kept = loss_module._in_memory
-    monkeypatch.setattr(loss_module, "_in_memory", lambda x: seen.append(x.shape[-1]) or kept(x))
+    kept = loss_module._barrier
+    monkeypatch.setattr(loss_module, "_barrier", lambda x: seen.append(x.shape[-1]) or kept(x))
     assert_close(run(layout, 1 << 26, arrays), reference(*arrays))
     assert {*seen} == ({groups} if groups and layout is not CUT else set())
 
